@@ -1,0 +1,51 @@
+// Package api is complex-app's HTTP interface.
+package api
+
+import (
+	"context"
+	"iter"
+	"log/slog"
+	"net/http"
+
+	"github.com/go-chi/chi/v5"
+
+	"keda-p2/services/contract"
+	"keda-p2/services/contract/records"
+)
+
+type publisher interface {
+	Publish(context.Context, contract.Message) error
+	Ready() error
+}
+
+type store interface {
+	List(context.Context, records.Query) iter.Seq2[records.Record, error]
+	Ping(context.Context) error
+}
+
+type api struct {
+	publisher publisher
+	store     store
+	log       *slog.Logger
+}
+
+// New returns the handler of all routes.
+func New(p publisher, s store, log *slog.Logger) http.Handler {
+	a := &api{publisher: p, store: s, log: log}
+	r := chi.NewRouter()
+	r.Post("/send", a.handle(a.send))
+	r.Get("/data", a.handle(a.data))
+	r.Get("/healthz", a.handle(a.healthz))
+	r.Get("/readyz", a.handle(a.readyz))
+	r.NotFound(a.handle(func(http.ResponseWriter, *http.Request) error { return errNoSuchPath }))
+	r.MethodNotAllowed(a.handle(func(w http.ResponseWriter, req *http.Request) error {
+		// a 405 names the methods that the path has (RFC 9110)
+		for _, method := range []string{http.MethodGet, http.MethodPost} {
+			if r.Match(chi.NewRouteContext(), method, req.URL.Path) {
+				w.Header().Add("Allow", method)
+			}
+		}
+		return errWrongMethod
+	}))
+	return r
+}

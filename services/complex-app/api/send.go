@@ -1,0 +1,136 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"keda-p2/services/contract"
+)
+
+const (
+	// maxRequestBytes bounds the query and the body, as they are sent.
+	maxRequestBytes = contract.MaxEventBytes
+	// maxKeyBytes is the longest message-id that AMQP carries.
+	maxKeyBytes = 255
+	// readTimeout bounds a body that is sent slowly.
+	readTimeout = 10 * time.Second
+)
+
+// accepted is the answer to an event that RabbitMQ has confirmed.
+type accepted struct {
+	ID string `json:"id"`
+	contract.Event
+}
+
+// send publishes one event: POST /send with name and content in the query, in a
+// form or in a JSON object. 202 means that RabbitMQ has stored it.
+func (a *api) send(w http.ResponseWriter, r *http.Request) error {
+	event, err := readEvent(w, r)
+	if err != nil {
+		return err
+	}
+	id, err := messageID(r)
+	if err != nil {
+		return err
+	}
+	if err := a.publisher.Publish(r.Context(), contract.Message{Event: event, ID: id, SentAt: time.Now()}); err != nil {
+		return unsent{id, err}
+	}
+	body, err := json.Marshal(accepted{ID: id, Event: event})
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusAccepted)
+	_, _ = w.Write(body) // fails only when the client is gone
+	return nil
+}
+
+// readEvent takes the event from the body, or from the query when there is no
+// body. Both at once would leave one of them out, and is an error.
+func readEvent(w http.ResponseWriter, r *http.Request) (contract.Event, error) {
+	if len(r.URL.RawQuery) > maxRequestBytes {
+		return contract.Event{}, tooLarge()
+	}
+	// A slow body is cut off. Not every ResponseWriter can do that: tests' cannot.
+	connection := http.NewResponseController(w)
+	_ = connection.SetReadDeadline(time.Now().Add(readTimeout))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBytes))
+	_ = connection.SetReadDeadline(time.Time{})
+	var tooLong *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLong):
+		return contract.Event{}, tooLarge()
+	case err != nil:
+		return contract.Event{}, badRequest("the body could not be read to its end")
+	case len(body) == 0:
+		return parseForm(r.URL.RawQuery)
+	case r.URL.RawQuery != "":
+		return contract.Event{}, badRequest("give the event in the query or in the body, not in both")
+	}
+	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil {
+		return contract.Event{}, errMediaType
+	}
+	switch mediaType {
+	case "application/json":
+		return contract.Decode(body)
+	case "application/x-www-form-urlencoded":
+		return parseForm(string(body))
+	}
+	return contract.Event{}, errMediaType
+}
+
+func tooLarge() error {
+	return badRequest(fmt.Sprintf("the event is longer than %d bytes", maxRequestBytes))
+}
+
+func parseForm(encoded string) (contract.Event, error) {
+	values, err := url.ParseQuery(encoded)
+	if err != nil {
+		return contract.Event{}, badRequest("the event is not URL-encoded: " + err.Error())
+	}
+	for field, all := range values {
+		if field != "name" && field != "content" {
+			hint := ""
+			if strings.HasPrefix(field, "{") {
+				hint = "; for JSON send Content-Type: application/json"
+			}
+			return contract.Event{}, badRequest(fmt.Sprintf("unknown field %.80q; only name and content are allowed%s", field, hint))
+		}
+		if len(all) > 1 {
+			return contract.Event{}, badRequest(field + " is given more than once")
+		}
+	}
+	event := contract.Event{Name: values.Get("name"), Content: values.Get("content")}
+	return event, event.Validate()
+}
+
+// messageID returns the request's Idempotency-Key, so that a client can send an
+// event again and have it stored once, or else a new UUIDv7. The key may stand
+// in quotes, as the header's IETF draft writes it.
+func messageID(r *http.Request) (string, error) {
+	keys := r.Header.Values("Idempotency-Key")
+	if len(keys) == 0 {
+		id, err := uuid.NewV7()
+		return id.String(), err
+	}
+	key := keys[0]
+	if unquoted, ok := strings.CutPrefix(key, `"`); ok {
+		key = strings.TrimSuffix(unquoted, `"`)
+	}
+	unfit := func(c rune) bool { return c <= ' ' || c > '~' || c == '"' || c == '\\' }
+	if len(keys) > 1 || key == "" || len(key) > maxKeyBytes || strings.ContainsFunc(key, unfit) {
+		return "", badRequest(fmt.Sprintf("Idempotency-Key must be one value of 1 to %d visible ASCII characters without quotes and backslashes", maxKeyBytes))
+	}
+	return key, nil
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"keda-p2/services/contract/queue"
+	"keda-p2/services/contract/records"
+)
+
+// settings are the variables of complex-app.
+type settings struct {
+	RabbitMQ queue.Config
+	MongoDB  records.Config
+
+	HTTPAddr string `split_words:"true" default:":8080"`
+	// ConfirmTimeout is how long POST /send waits for RabbitMQ's confirm.
+	ConfirmTimeout time.Duration `split_words:"true" default:"5s"`
+	// ShutdownTimeout is how long requests in flight may take after SIGTERM.
+	ShutdownTimeout time.Duration `split_words:"true" default:"20s"`
+	LogLevel        slog.Level    `split_words:"true" default:"info"`
+}
+
+// Validate names every problem.
+func (s *settings) Validate() error {
+	problems := []error{s.RabbitMQ.Validate(), s.MongoDB.Validate()}
+	if s.ConfirmTimeout <= 0 {
+		problems = append(problems, errors.New("CONFIRM_TIMEOUT: is not positive"))
+	}
+	if s.ShutdownTimeout <= 0 {
+		problems = append(problems, errors.New("SHUTDOWN_TIMEOUT: is not positive"))
+	}
+	return errors.Join(problems...)
+}

@@ -1,0 +1,223 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"keda-p2/services/contract"
+)
+
+var (
+	// ErrUnavailable means that RabbitMQ does not have the message.
+	ErrUnavailable = errors.New("RabbitMQ is not available")
+	// ErrUnconfirmed means that RabbitMQ may have the message or may not. It is
+	// safe to publish it again under the same id.
+	ErrUnconfirmed = errors.New("RabbitMQ did not confirm the message")
+)
+
+const (
+	// sentAtHeader carries the time in Unix milliseconds: the AMQP property has
+	// whole seconds only.
+	sentAtHeader = "sent-at-ms"
+
+	minRedial = 100 * time.Millisecond
+	maxRedial = 5 * time.Second
+)
+
+// Publisher publishes messages over one connection, which Run keeps alive. The
+// library's own recovery is not used: it does not cover the first connection,
+// gives up after some tries, and cannot tell a publisher whether a message
+// that was in flight arrived.
+type Publisher struct {
+	cfg     Config
+	name    string
+	timeout time.Duration
+	log     *slog.Logger
+	session atomic.Pointer[session] // nil while there is no connection
+	problem atomic.Pointer[error]   // why there is none
+}
+
+// session is one connection with one channel in confirm mode.
+type session struct {
+	conn     *amqp.Connection
+	ch       *amqp.Channel
+	blocked  atomic.Bool
+	returned sync.Map      // ids of messages that no queue took
+	broken   chan struct{} // closed when the session is of no more use
+	breaking sync.Once
+}
+
+// NewPublisher returns a publisher that waits at most timeout for a confirm.
+// The name is the connection's, as RabbitMQ's management page shows it.
+func NewPublisher(c Config, name string, timeout time.Duration, log *slog.Logger) *Publisher {
+	p := &Publisher{cfg: c, name: name, timeout: timeout, log: log}
+	p.setProblem(errors.New("not connected yet"))
+	return p
+}
+
+// Run connects, and connects again whenever the connection is lost, until ctx
+// ends. Then it closes the connection: end ctx only after the last Publish.
+func (p *Publisher) Run(ctx context.Context) {
+	wait := minRedial
+	for {
+		s, err := p.open(ctx)
+		if err == nil {
+			p.log.Info("connected to RabbitMQ", "queue", p.cfg.Queue)
+			p.session.Store(s)
+			select {
+			case <-s.broken:
+			case <-ctx.Done():
+			}
+			p.session.Store(nil)
+			p.setProblem(errors.New("connection lost"))
+			s.close()
+			wait = minRedial
+		} else {
+			p.setProblem(err)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		p.log.Warn("no connection to RabbitMQ, will try again", "reason", p.Ready(), "in", wait.String())
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		wait = min(2*wait, maxRedial)
+	}
+}
+
+// Ready returns nil when messages can be published, or why they cannot.
+func (p *Publisher) Ready() error {
+	_, err := p.usable()
+	return err
+}
+
+func (p *Publisher) usable() (*session, error) {
+	s := p.session.Load()
+	switch {
+	case s == nil:
+		return nil, *p.problem.Load()
+	case s.blocked.Load():
+		return nil, errors.New("publishing is blocked by a memory or disk alarm")
+	}
+	return s, nil
+}
+
+// Publish returns nil once RabbitMQ has stored the message in the queue. Any
+// other outcome is an ErrUnavailable or, when the message may have arrived all
+// the same, an ErrUnconfirmed. It never takes much longer than the timeout.
+func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
+	body, err := m.Encode()
+	if err != nil {
+		return err
+	}
+	s, err := p.usable()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	// mandatory: without it RabbitMQ confirms a message that no queue takes
+	confirmation, err := s.ch.PublishWithDeferredConfirm("", p.cfg.Queue, true, false, publishing(m, body))
+	if errors.Is(err, amqp.ErrClosed) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
+	}
+	acked, err := confirmation.WaitContext(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
+	}
+	if !acked {
+		// the library also resolves with false when the channel is closed
+		if s.ch.IsClosed() {
+			return fmt.Errorf("%w: the connection was lost", ErrUnconfirmed)
+		}
+		return fmt.Errorf("%w: it refused the message", ErrUnavailable)
+	}
+	if _, returned := s.returned.Load(m.ID); returned {
+		return fmt.Errorf("%w: the queue %s is gone and will be declared again", ErrUnavailable, p.cfg.Queue)
+	}
+	return nil
+}
+
+func publishing(m contract.Message, body []byte) amqp.Publishing {
+	return amqp.Publishing{
+		MessageId:    m.ID,
+		Timestamp:    m.SentAt,
+		Headers:      amqp.Table{sentAtHeader: m.SentAt.UnixMilli()},
+		ContentType:  "application/json",
+		DeliveryMode: amqp.Persistent,
+		Body:         body,
+	}
+}
+
+func (p *Publisher) open(ctx context.Context) (*session, error) {
+	conn, err := Dial(ctx, p.cfg, p.name)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{conn: conn, broken: make(chan struct{})}
+	if err := s.prepare(p.cfg); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// prepare opens the channel and starts the goroutines that watch it. They end
+// when the library closes their Go channels, which it does with the connection.
+func (s *session) prepare(c Config) error {
+	ch, err := s.conn.Channel()
+	if err != nil {
+		return err
+	}
+	if err := declare(ch, c); err != nil {
+		return err
+	}
+	if err := ch.Confirm(false); err != nil {
+		return err
+	}
+	s.ch = ch
+
+	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
+	go func() {
+		<-closed
+		s.end()
+	}()
+	blocked := s.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	go func() {
+		for b := range blocked {
+			s.blocked.Store(b.Active)
+		}
+	}()
+	// A return comes before its confirm, but on another Go channel. The library
+	// hands each return to both of these before it reads on, so when it gets to
+	// the confirm the first copy has been noted.
+	returns := ch.NotifyReturn(make(chan amqp.Return))
+	noted := ch.NotifyReturn(make(chan amqp.Return))
+	go func() {
+		for r := range returns {
+			s.returned.Store(r.MessageId, struct{}{})
+			s.end() // a new session declares the queue again
+			<-noted
+		}
+	}()
+	return nil
+}
+
+func (s *session) end() { s.breaking.Do(func() { close(s.broken) }) }
+
+func (s *session) close() { _ = s.conn.CloseDeadline(time.Now().Add(closeTimeout)) }
+
+func (p *Publisher) setProblem(err error) { p.problem.Store(&err) }

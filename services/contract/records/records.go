@@ -1,0 +1,247 @@
+// Package records is the collection in MongoDB that holds one record for each
+// event.
+package records
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
+
+	"keda-p2/services/contract"
+	"keda-p2/services/contract/config"
+)
+
+// selectionTimeout bounds the search for a server, so that a caller who retries
+// learns soon that there is none.
+const selectionTimeout = 3 * time.Second
+
+var (
+	// ErrDone is returned by Begin when the event has been processed already.
+	ErrDone = errors.New("the record is done already")
+	// ErrUnknown is returned by List when there is no record with the given id.
+	ErrUnknown = errors.New("there is no record with this id")
+)
+
+// Status says how far an event is.
+type Status string
+
+// The two states of a record.
+const (
+	Processing Status = "processing"
+	Done       Status = "done"
+)
+
+// Config says where MongoDB is. Its variables begin with MONGODB_. An empty
+// user means a server without logins.
+type Config struct {
+	config.Server
+	Port       string `default:"27017"`
+	DB         string `default:"sample-db"`
+	Collection string `default:"sample-collection"`
+	AuthSource string `split_words:"true" default:"admin"`
+}
+
+// Validate names every problem with the MONGODB_ variables.
+func (c Config) Validate() error {
+	problems := []error{c.Server.Validate("MONGODB", c.Port)}
+	if c.DB == "" {
+		problems = append(problems, errors.New("MONGODB_DB: is empty"))
+	}
+	if c.Collection == "" {
+		problems = append(problems, errors.New("MONGODB_COLLECTION: is empty"))
+	}
+	return errors.Join(problems...)
+}
+
+// Record is what is stored of an event. MongoDB keeps times in milliseconds.
+type Record struct {
+	ID         string    `bson:"_id" json:"id"` // the message's id
+	Name       string    `bson:"name" json:"name"`
+	Content    string    `bson:"content" json:"content"`
+	Status     Status    `bson:"status" json:"status"`
+	Job        string    `bson:"job" json:"job"`           // the pod that last worked on it
+	Attempts   int       `bson:"attempts" json:"attempts"` // deliveries of its message
+	SentAt     time.Time `bson:"sentAt" json:"sentAt"`
+	StoredAt   time.Time `bson:"storedAt" json:"storedAt"`
+	FinishedAt time.Time `bson:"finishedAt,omitempty" json:"finishedAt,omitzero"`
+}
+
+// Store reads and writes records.
+type Store struct {
+	client     *mongo.Client
+	collection *mongo.Collection
+}
+
+// Open returns a store. It connects in the background and needs no server yet:
+// Ping tells whether there is one.
+func Open(c Config, name string) (*Store, error) {
+	tlsConfig, err := c.TLSConfig()
+	if err != nil {
+		return nil, err
+	}
+	// a record counts as stored once it survives a crash of the server
+	journaled := true
+	o := options.Client().
+		SetHosts([]string{net.JoinHostPort(c.Host, c.Port)}).
+		SetAppName(name).
+		SetServerSelectionTimeout(selectionTimeout).
+		SetWriteConcern(&writeconcern.WriteConcern{W: "majority", Journal: &journaled})
+	if tlsConfig != nil {
+		o.SetTLSConfig(tlsConfig)
+	}
+	if c.User != "" {
+		// credentials go here and not into a URI, so they need no escaping
+		o.SetAuth(options.Credential{Username: c.User, Password: c.Password, PasswordSet: true, AuthSource: c.AuthSource})
+	}
+	client, err := mongo.Connect(o)
+	if err != nil {
+		return nil, fmt.Errorf("MongoDB: %w", err)
+	}
+	return &Store{client: client, collection: client.Database(c.DB).Collection(c.Collection)}, nil
+}
+
+// Ping returns nil when the server answers and has let us in.
+func (s *Store) Ping(ctx context.Context) error {
+	if err := s.client.Ping(ctx, nil); err != nil {
+		return fmt.Errorf("MongoDB: %w", err)
+	}
+	return nil
+}
+
+// Close ends the store's connections.
+func (s *Store) Close(ctx context.Context) error { return s.client.Disconnect(ctx) }
+
+// CreateIndexes makes the indexes that List uses, unless they are there.
+func (s *Store) CreateIndexes(ctx context.Context) error {
+	_, err := s.collection.Indexes().CreateMany(ctx, []mongo.IndexModel{
+		{Keys: bson.D{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}},
+		{Keys: bson.D{{Key: "name", Value: 1}, {Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}},
+	})
+	if err != nil {
+		return fmt.Errorf("create indexes: %w", err)
+	}
+	return nil
+}
+
+// Begin stores that a Job works on a message. The first delivery adds the
+// record, a later one changes its job and attempts only, so that one id is one
+// record. ErrDone means that there is nothing left to do.
+func (s *Store) Begin(ctx context.Context, m contract.Message, job string, attempt int) error {
+	for {
+		_, err := s.collection.UpdateOne(ctx,
+			// A record that is done does not match. The upsert then tries to add
+			// it again, which its _id forbids.
+			bson.D{{Key: "_id", Value: m.ID}, {Key: "status", Value: bson.D{{Key: "$ne", Value: Done}}}},
+			bson.D{
+				{Key: "$setOnInsert", Value: bson.D{
+					{Key: "name", Value: m.Name},
+					{Key: "content", Value: m.Content},
+					{Key: "sentAt", Value: m.SentAt},
+					{Key: "storedAt", Value: time.Now()},
+				}},
+				{Key: "$set", Value: bson.D{{Key: "status", Value: Processing}, {Key: "job", Value: job}}},
+				// not $inc: this may be sent twice when the answer is lost
+				{Key: "$max", Value: bson.D{{Key: "attempts", Value: attempt}}},
+			},
+			options.UpdateOne().SetUpsert(true))
+		if !mongo.IsDuplicateKeyError(err) {
+			return wrap("store", m.ID, err)
+		}
+		var found Record
+		if err := s.collection.FindOne(ctx, bson.D{{Key: "_id", Value: m.ID}}).Decode(&found); err != nil {
+			return wrap("read", m.ID, err)
+		}
+		if found.Status == Done {
+			return ErrDone
+		}
+		// Another Job with the same message added it between our match and our
+		// insert. Now it matches.
+	}
+}
+
+// Finish marks the record done. Doing so again changes nothing.
+func (s *Store) Finish(ctx context.Context, id string) error {
+	_, err := s.collection.UpdateOne(ctx,
+		bson.D{{Key: "_id", Value: id}, {Key: "status", Value: Processing}},
+		bson.D{{Key: "$set", Value: bson.D{{Key: "status", Value: Done}, {Key: "finishedAt", Value: time.Now()}}}})
+	return wrap("finish", id, err)
+}
+
+func wrap(verb, id string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s record %s: %w", verb, id, err)
+}
+
+// Query selects records.
+type Query struct {
+	Name  string // only records with this name, unless empty
+	After string // only records stored after the one with this id, unless empty
+	Limit int64  // at most so many, unless 0
+}
+
+// List yields the matching records in the order in which they were stored, as
+// MongoDB delivers them. After an error it yields nothing more.
+func (s *Store) List(ctx context.Context, q Query) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		cursor, err := s.find(ctx, q)
+		if err != nil {
+			yield(Record{}, err)
+			return
+		}
+		defer cursor.Close(context.WithoutCancel(ctx))
+		for cursor.Next(ctx) {
+			var r Record
+			if err := cursor.Decode(&r); err != nil {
+				yield(Record{}, fmt.Errorf("decode a record: %w", err))
+				return
+			}
+			if !yield(r, nil) {
+				return
+			}
+		}
+		if err := cursor.Err(); err != nil {
+			yield(Record{}, fmt.Errorf("read records: %w", err))
+		}
+	}
+}
+
+func (s *Store) find(ctx context.Context, q Query) (*mongo.Cursor, error) {
+	filter := bson.D{}
+	if q.Name != "" {
+		filter = append(filter, bson.E{Key: "name", Value: q.Name})
+	}
+	if q.After != "" {
+		var last Record
+		err := s.collection.FindOne(ctx, bson.D{{Key: "_id", Value: q.After}}).Decode(&last)
+		if errors.Is(err, mongo.ErrNoDocuments) {
+			return nil, fmt.Errorf("%w: %s", ErrUnknown, q.After)
+		}
+		if err != nil {
+			return nil, wrap("read", q.After, err)
+		}
+		// the first condition lets the index skip what comes before
+		filter = append(filter,
+			bson.E{Key: "storedAt", Value: bson.D{{Key: "$gte", Value: last.StoredAt}}},
+			bson.E{Key: "$or", Value: bson.A{
+				bson.D{{Key: "storedAt", Value: bson.D{{Key: "$gt", Value: last.StoredAt}}}},
+				bson.D{{Key: "_id", Value: bson.D{{Key: "$gt", Value: last.ID}}}},
+			}})
+	}
+	cursor, err := s.collection.Find(ctx, filter, options.Find().
+		SetSort(bson.D{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}).
+		SetLimit(q.Limit))
+	if err != nil {
+		return nil, fmt.Errorf("find records: %w", err)
+	}
+	return cursor, nil
+}

@@ -1,0 +1,123 @@
+// processor-job takes one message from RabbitMQ, stores it in MongoDB, works on
+// it, acknowledges it and exits. KEDA starts one such Job for each message.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"keda-p2/services/contract/config"
+	"keda-p2/services/contract/queue"
+	"keda-p2/services/contract/records"
+	"keda-p2/services/processor-job/worker"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// closeTimeout bounds the end of MongoDB's connections.
+const closeTimeout = time.Second
+
+func main() {
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *showVersion {
+		fmt.Println("processor-job", version)
+		return
+	}
+	var s settings
+	if err := config.Load(&s); err != nil {
+		fmt.Fprintln(os.Stderr, "processor-job:", err)
+		os.Exit(1)
+	}
+	log := slog.New(slog.NewJSONHandler(os.Stdout, &slog.HandlerOptions{Level: s.LogLevel})).With("job", s.PodName)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, s, log); err != nil {
+		log.Error("failed", "reason", err.Error())
+		os.Exit(1)
+	}
+}
+
+// run processes at most one message. An empty queue is not an error.
+func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
+	probe, err := startProbe(s.ProbeAddr)
+	if err != nil {
+		return err
+	}
+	defer probe.stop()
+
+	store, err := records.Open(s.MongoDB, "processor-job")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		_ = store.Close(ctx) // nothing is in flight any more
+	}()
+
+	consumer, err := connect(ctx, s, store, log)
+	if err != nil {
+		return err
+	}
+	// The process must not end, nor call itself successful, before RabbitMQ has
+	// the acknowledgement.
+	defer func() {
+		if closing := consumer.Close(); closing != nil && err == nil {
+			err = fmt.Errorf("close the connection to RabbitMQ: %w", closing)
+		}
+	}()
+
+	delivery, err := consumer.Claim(ctx, s.ClaimTimeout)
+	if errors.Is(err, queue.ErrEmpty) {
+		log.Info("the queue is empty, nothing to do", "waited", s.ClaimTimeout.String())
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	probe.setReady()
+
+	// Without its connection this Job no longer owns the message: stop at once.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		<-consumer.Lost()
+		cancel(errors.New("the connection to RabbitMQ was lost, another Job gets the message"))
+	}()
+	w := worker.Worker{Store: store, Job: s.PodName, ProcessingTime: s.ProcessingTime, RetryTimeout: s.RetryTimeout, Log: log}
+	return w.Process(ctx, delivery)
+}
+
+// connect reaches MongoDB and RabbitMQ, both at once. No message is claimed
+// before MongoDB answers, so an outage costs no message one of its attempts.
+func connect(ctx context.Context, s settings, store *records.Store, log *slog.Logger) (*queue.Consumer, error) {
+	var consumer *queue.Consumer
+	both, ctx := errgroup.WithContext(ctx)
+	both.Go(func() error {
+		return worker.Retry(ctx, s.RetryTimeout, log, store.Ping)
+	})
+	both.Go(func() error {
+		return worker.Retry(ctx, s.RetryTimeout, log, func(ctx context.Context) (err error) {
+			consumer, err = queue.Connect(ctx, s.RabbitMQ, s.PodName)
+			return err
+		})
+	})
+	if err := both.Wait(); err != nil {
+		if consumer != nil {
+			_ = consumer.Close() // nothing is claimed
+		}
+		return nil, err
+	}
+	return consumer, nil
+}

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"time"
+
+	"keda-p2/services/contract/queue"
+	"keda-p2/services/contract/records"
+)
+
+// settings are the variables of processor-job.
+type settings struct {
+	RabbitMQ queue.Config
+	MongoDB  records.Config
+
+	// ProcessingTime stands in for the work. RabbitMQ takes a message back after
+	// its consumer_timeout, 30 minutes by default: raise that for longer work.
+	ProcessingTime time.Duration `split_words:"true" default:"20s"`
+	// ClaimTimeout is how long to wait for a message in an empty queue.
+	ClaimTimeout time.Duration `split_words:"true" default:"5s"`
+	// RetryTimeout is how long to keep trying RabbitMQ or MongoDB at each step.
+	RetryTimeout time.Duration `split_words:"true" default:"30s"`
+	// ProbeAddr serves /readyz, which succeeds once a message is claimed.
+	ProbeAddr string     `split_words:"true" default:":8081"`
+	PodName   string     `split_words:"true"` // the host's name by default
+	LogLevel  slog.Level `split_words:"true" default:"info"`
+}
+
+// Validate names every problem and fills in the pod's name.
+func (s *settings) Validate() error {
+	problems := []error{s.RabbitMQ.Validate(), s.MongoDB.Validate()}
+	for name, d := range map[string]time.Duration{
+		"PROCESSING_TIME": s.ProcessingTime, "CLAIM_TIMEOUT": s.ClaimTimeout, "RETRY_TIMEOUT": s.RetryTimeout,
+	} {
+		if d < 0 {
+			problems = append(problems, errors.New(name+": is negative"))
+		}
+	}
+	if s.PodName == "" {
+		host, err := os.Hostname()
+		s.PodName, problems = host, append(problems, err)
+	}
+	return errors.Join(problems...)
+}

@@ -1,0 +1,47 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"keda-p2/services/contract/queue"
+	"keda-p2/services/contract/records"
+)
+
+const (
+	minPause = 50 * time.Millisecond
+	maxPause = 2 * time.Second
+)
+
+// Retry calls f with growing pauses until it succeeds, or fails in a way that
+// trying again does not mend, or ctx or the timeout ends. Its error is then the
+// last one of f, or the cause of ctx.
+func Retry(ctx context.Context, timeout time.Duration, log *slog.Logger, f func(context.Context) error) error {
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var last error
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		err := f(limited)
+		if err == nil || errors.Is(err, records.ErrDone) || errors.Is(err, queue.ErrTopology) {
+			return err
+		}
+		// the error of the call that the timeout cut off says only that
+		if last == nil || limited.Err() == nil {
+			last = err
+		}
+		if limited.Err() == nil {
+			log.Warn("will try again", "reason", err.Error(), "in", pause.String())
+		}
+		select {
+		case <-time.After(pause):
+		case <-limited.Done():
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("gave up after %s: %w", timeout, last)
+		}
+	}
+}
