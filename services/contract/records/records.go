@@ -121,12 +121,14 @@ func (s *Store) Close(ctx context.Context) error { return s.client.Disconnect(ct
 
 // CreateIndexes makes the indexes that List uses, unless they are there.
 func (s *Store) CreateIndexes(ctx context.Context) error {
-	_, err := s.collection.Indexes().CreateMany(ctx, []mongo.IndexModel{
-		{Keys: bson.D{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}},
-		{Keys: bson.D{{Key: "name", Value: 1}, {Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}},
-	})
-	if err != nil {
-		return fmt.Errorf("create indexes: %w", err)
+	// one at a time: FerretDB 1.24 fails when two of one command exist already
+	for _, keys := range []bson.D{
+		{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}},
+		{{Key: "name", Value: 1}, {Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}},
+	} {
+		if _, err := s.collection.Indexes().CreateOne(ctx, mongo.IndexModel{Keys: keys}); err != nil {
+			return fmt.Errorf("create indexes: %w", err)
+		}
 	}
 	return nil
 }

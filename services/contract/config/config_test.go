@@ -1,0 +1,115 @@
+package config_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract/config"
+	"keda-p2/services/contract/queue"
+	"keda-p2/services/contract/records"
+)
+
+type settings struct {
+	RabbitMQ queue.Config
+	MongoDB  records.Config
+	Wait     time.Duration `default:"20s"`
+}
+
+func (s *settings) Validate() error {
+	if err := s.RabbitMQ.Validate(); err != nil {
+		return err
+	}
+	return s.MongoDB.Validate()
+}
+
+// These tests are not parallel: they change the environment.
+
+func TestLoadDefaults(t *testing.T) {
+	// without the variables that make test sets
+	for _, entry := range os.Environ() {
+		if name, value, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "RABBITMQ_") || strings.HasPrefix(name, "MONGODB_") {
+			t.Setenv(name, value) // puts it back after the test
+			require.NoError(t, os.Unsetenv(name))
+		}
+	}
+	t.Setenv("USER", "root") // must not become RABBITMQ_USER
+	t.Setenv("RABBITMQ_USER", "user")
+	t.Setenv("RABBITMQ_PASSWORD", "a/b?c#d%")
+	var s settings
+	require.NoError(t, config.Load(&s))
+	require.Equal(t, queue.Config{
+		Server: config.Server{Host: "localhost", User: "user", Password: "a/b?c#d%"},
+		Port:   "5672", VHost: "/", Queue: "task_queue",
+	}, s.RabbitMQ)
+	require.Equal(t, records.Config{
+		Server: config.Server{Host: "localhost"},
+		Port:   "27017", DB: "sample-db", Collection: "sample-collection", AuthSource: "admin",
+	}, s.MongoDB)
+	require.Equal(t, 20*time.Second, s.Wait)
+}
+
+func TestLoadNamesEveryProblemAndNoSecret(t *testing.T) {
+	for name, value := range map[string]string{
+		"WAIT":              "20",
+		"RABBITMQ_HOST":     "amqp://user:s3cret@rabbitmq",
+		"RABBITMQ_PORT":     "tcp://10.96.0.7:5672",
+		"RABBITMQ_USER":     "",
+		"RABBITMQ_PASSWORD": "s3cret",
+		"RABBITMQ_TLS":      "maybe",
+		"RABBITMQ_VHOST":    "",
+		"RABBITMQ_QUEUE":    "",
+	} {
+		t.Setenv(name, value)
+	}
+	err := config.Load(&settings{})
+	for _, problem := range []string{
+		`WAIT: "20" is not a duration; give a number and a unit, such as 20s`,
+		"RABBITMQ_HOST: give one host name",
+		`RABBITMQ_PORT: "tcp://10.96.0.7:5672" is not a port`, "enableServiceLinks: false",
+		"RABBITMQ_USER: is empty",
+		`RABBITMQ_TLS: "maybe" is not true or false`,
+		"RABBITMQ_VHOST: is empty",
+		"RABBITMQ_QUEUE: give a name",
+	} {
+		require.ErrorContains(t, err, problem)
+	}
+	require.NotContains(t, err.Error(), "s3cret")
+	require.NotContains(t, err.Error(), "\n")
+}
+
+func TestServerValidate(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		server  config.Server
+		port    string
+		problem string
+	}{
+		{name: "a name", server: config.Server{Host: "rabbitmq.default.svc"}, port: "5672"},
+		{name: "IPv4", server: config.Server{Host: "127.0.0.1"}, port: "1"},
+		{name: "IPv6", server: config.Server{Host: "::1"}, port: "65535"},
+		{name: "a port in the host", server: config.Server{Host: "rabbitmq:5672"}, port: "5672", problem: "X_HOST: give one host"},
+		{name: "two hosts", server: config.Server{Host: "a,b"}, port: "5672", problem: "X_HOST: give one host"},
+		{name: "no port", server: config.Server{Host: "a"}, problem: `X_PORT: ""`},
+		{name: "port 0", server: config.Server{Host: "a"}, port: "0", problem: `X_PORT: "0"`},
+		{name: "a port too high", server: config.Server{Host: "a"}, port: "65536", problem: "X_PORT"},
+		{name: "a password without a user", server: config.Server{Host: "a", Password: "p"}, port: "1", problem: "X_USER"},
+		{name: "a CA without TLS", server: config.Server{Host: "a", CAFile: "ca.pem"}, port: "1", problem: "X_CA_FILE: needs X_TLS=true"},
+		{name: "no such CA", server: config.Server{Host: "a", TLS: true, CAFile: "none.pem"}, port: "1", problem: "X_CA_FILE: open none.pem"},
+		{name: "not a CA", server: config.Server{Host: "a", TLS: true, CAFile: "config.go"}, port: "1", problem: "no certificate in config.go"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			err := c.server.Validate("X", c.port)
+			if c.problem == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, c.problem)
+			}
+		})
+	}
+}

@@ -1,0 +1,105 @@
+// Package contracttest gives a test a queue and a collection of its own on the
+// real servers that the environment names. `make test` starts those.
+package contracttest
+
+import (
+	"context"
+	"crypto/rand"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract/config"
+	"keda-p2/services/contract/queue"
+	"keda-p2/services/contract/records"
+)
+
+const (
+	// Patience is how long a test waits for what must happen, and Tick how often
+	// it looks.
+	Patience = 20 * time.Second
+	Tick     = 20 * time.Millisecond
+
+	howTo = "this test needs RabbitMQ and MongoDB: run it with make test (PKG=./… RUN=TestName picks some)"
+)
+
+// RabbitMQ returns the broker's address with the name of a new queue, which is
+// deleted after the test together with its dead letters.
+func RabbitMQ(t testing.TB) queue.Config {
+	t.Helper()
+	var s struct {
+		valid
+		RabbitMQ queue.Config
+	}
+	require.NoError(t, config.Load(&s), howTo)
+	c := s.RabbitMQ
+	require.NoError(t, c.Validate(), howTo)
+	c.Queue = "test-" + rand.Text()
+	t.Cleanup(func() {
+		ch := Channel(t, c)
+		for _, name := range []string{c.Queue, c.DeadQueue()} {
+			_, err := ch.QueueDelete(name, false, false, false)
+			require.NoError(t, err)
+		}
+	})
+	return c
+}
+
+// MongoDB returns the server's address with the name of a new collection.
+func MongoDB(t testing.TB) records.Config {
+	t.Helper()
+	var s struct {
+		valid
+		MongoDB records.Config
+	}
+	require.NoError(t, config.Load(&s), howTo)
+	c := s.MongoDB
+	require.NoError(t, c.Validate(), howTo)
+	c.Collection = "test-" + rand.Text()
+	return c
+}
+
+// Store returns an open store on a new collection.
+func Store(t testing.TB) *records.Store {
+	t.Helper()
+	s, err := records.Open(MongoDB(t), t.Name())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	require.NoError(t, s.Ping(t.Context()), howTo)
+	return s
+}
+
+// Channel opens a raw channel, for what the contract itself does not offer.
+func Channel(t testing.TB, c queue.Config) *amqp.Channel {
+	t.Helper()
+	conn, err := queue.Dial(context.Background(), c, t.Name())
+	require.NoError(t, err, howTo)
+	t.Cleanup(func() { _ = conn.Close() })
+	ch, err := conn.Channel()
+	require.NoError(t, err)
+	return ch
+}
+
+// Consumer returns a connected consumer.
+func Consumer(t testing.TB, c queue.Config) *queue.Consumer {
+	t.Helper()
+	consumer, err := queue.Connect(t.Context(), c, t.Name())
+	require.NoError(t, err, howTo)
+	t.Cleanup(func() { _ = consumer.Close() })
+	return consumer
+}
+
+// Ready returns the number of messages that wait in the queue.
+func Ready(t testing.TB, ch *amqp.Channel, name string) int {
+	t.Helper()
+	q, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
+	require.NoError(t, err)
+	return q.Messages
+}
+
+// valid lets a part of a configuration be loaded alone.
+type valid struct{}
+
+func (valid) Validate() error { return nil }

@@ -1,0 +1,75 @@
+package contract_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract"
+)
+
+func TestDecode(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", contract.MaxEventBytes)
+	for _, c := range []struct {
+		name, body string
+		want       contract.Event
+		problem    string // in the error's text; empty for none
+	}{
+		{name: "an event", body: `{"name":"a","content":"b"}`, want: contract.Event{Name: "a", Content: "b"}},
+		{name: "no content", body: `{"name":"a"}`, want: contract.Event{Name: "a"}},
+		{name: "every script", body: `{"name":"имя 名前 اسم 🎬","content":"\u0000"}`, want: contract.Event{Name: "имя 名前 اسم 🎬", Content: "\x00"}},
+		{name: "the longest", body: `{"name":"` + long + `"}`, want: contract.Event{Name: long}},
+		{name: "one byte too long", body: `{"name":"` + long + `","content":"x"}`, problem: "at most 65536"},
+		{name: "nothing", body: ``, problem: "ends too early"},
+		{name: "half", body: `{"name":"a"`, problem: "ends too early"},
+		{name: "not JSON", body: `name=a`, problem: "not JSON"},
+		{name: "no name", body: `{"content":"b"}`, problem: "name is missing"},
+		{name: "null", body: `null`, problem: "name is missing"},
+		{name: "empty name", body: `{"name":"","content":"b"}`, problem: "name is missing"},
+		{name: "a number for the name", body: `{"name":1}`, problem: "name is a JSON number, not a string"},
+		{name: "an array", body: `[{"name":"a"}]`, problem: "a JSON array, not an object"},
+		{name: "an unknown field", body: `{"name":"a","contents":"b"}`, problem: `unknown field "contents"`},
+		{name: "two events", body: `{"name":"a"}{"name":"b"}`, problem: "more after"},
+		{name: "invalid UTF-8", body: "{\"name\":\"a\xff\"}", problem: "not valid UTF-8"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := contract.Decode([]byte(c.body))
+			if c.problem == "" {
+				require.NoError(t, err)
+				require.Equal(t, c.want, got)
+				return
+			}
+			require.ErrorIs(t, err, contract.ErrInvalid)
+			require.ErrorContains(t, err, c.problem)
+			require.NotContains(t, err.Error(), "contract.Event", "a Go type tells the sender nothing")
+		})
+	}
+}
+
+func TestEncodeIsExactlyTheTwoFields(t *testing.T) {
+	t.Parallel()
+	body, err := contract.Event{Name: "a&b", Content: `<"й">`}.Encode()
+	require.NoError(t, err)
+	require.Equal(t, `{"name":"a&b","content":"<\"й\">"}`, string(body))
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(`{"name":"a","content":"b"}`))
+	f.Add([]byte(`{"name":"a","content":null}`))
+	f.Add([]byte(`[1,2`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		event, err := contract.Decode(body)
+		if err != nil {
+			require.ErrorIs(t, err, contract.ErrInvalid)
+			return
+		}
+		again, err := event.Encode()
+		require.NoError(t, err)
+		decoded, err := contract.Decode(again)
+		require.NoError(t, err)
+		require.Equal(t, event, decoded)
+	})
+}

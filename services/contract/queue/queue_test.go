@@ -1,0 +1,334 @@
+package queue_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract"
+	"keda-p2/services/contract/contracttest"
+	"keda-p2/services/contract/queue"
+)
+
+// publisher returns a running publisher that is ready.
+func publisher(t *testing.T, c queue.Config) *queue.Publisher {
+	t.Helper()
+	p := queue.NewPublisher(c, t.Name(), contracttest.Patience, slog.New(slog.DiscardHandler))
+	run(t, p)
+	require.Eventually(t, func() bool { return p.Ready() == nil }, contracttest.Patience, contracttest.Tick)
+	return p
+}
+
+// run ends the publisher with the test, and fails the test if it does not end.
+func run(t *testing.T, p *queue.Publisher) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); p.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case <-ended:
+		case <-time.After(contracttest.Patience):
+			t.Error("Run did not end with its context")
+		}
+	})
+}
+
+func message(id string) contract.Message {
+	return contract.Message{ID: id, Event: contract.Event{Name: "имя", Content: "a&b"}, SentAt: time.Now()}
+}
+
+func TestAMessageArrivesAsItWasSent(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	sent := message("id-1")
+	require.NoError(t, publisher(t, c).Publish(t.Context(), sent))
+
+	consumer := contracttest.Consumer(t, c)
+	d, err := consumer.Claim(t.Context(), contracttest.Patience)
+	require.NoError(t, err)
+	require.Equal(t, 1, d.Attempt)
+	got, err := d.Message()
+	require.NoError(t, err)
+	require.Equal(t, sent.Event, got.Event)
+	require.Equal(t, sent.ID, got.ID)
+	require.Equal(t, sent.SentAt.UnixMilli(), got.SentAt.UnixMilli())
+	require.NoError(t, d.Ack())
+	require.NoError(t, consumer.Close())
+
+	_, err = contracttest.Consumer(t, c).Claim(t.Context(), 0)
+	require.ErrorIs(t, err, queue.ErrEmpty, "an acknowledged message must be gone")
+}
+
+func TestTheMessageOnTheWire(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	sent := message("id-1")
+	require.NoError(t, publisher(t, c).Publish(t.Context(), sent))
+	raw, ok, err := contracttest.Channel(t, c).Get(c.Queue, true)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, `{"name":"имя","content":"a&b"}`, string(raw.Body))
+	require.Equal(t, "id-1", raw.MessageId)
+	require.Equal(t, "application/json", raw.ContentType)
+	require.Equal(t, amqp.Persistent, raw.DeliveryMode)
+	require.Equal(t, sent.SentAt.Unix(), raw.Timestamp.Unix())
+}
+
+func TestPublishFromManyGoroutines(t *testing.T) {
+	t.Parallel()
+	const messages = 500
+	c := contracttest.RabbitMQ(t)
+	p := publisher(t, c)
+	errs := make(chan error, messages)
+	for i := range messages {
+		go func() { errs <- p.Publish(t.Context(), message(fmt.Sprint(i))) }()
+	}
+	for range messages {
+		require.NoError(t, <-errs)
+	}
+	require.Equal(t, messages, contracttest.Ready(t, contracttest.Channel(t, c), c.Queue))
+}
+
+// The queue is deleted under a publisher that believes it is there.
+func TestAMessageThatNoQueueTakesIsAnErrorAndTheQueueComesBack(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	p := publisher(t, c)
+	_, err := contracttest.Channel(t, c).QueueDelete(c.Queue, false, false, false)
+	require.NoError(t, err)
+
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			if err := p.Publish(t.Context(), message(fmt.Sprint(i))); err == nil {
+				t.Error("published without a queue")
+			}
+		})
+	}
+	all.Wait()
+
+	require.Eventually(t, func() bool {
+		return p.Publish(t.Context(), message("after")) == nil
+	}, contracttest.Patience, contracttest.Tick)
+	require.Equal(t, 1, contracttest.Ready(t, contracttest.Channel(t, c), c.Queue))
+}
+
+func TestPublishWithoutABroker(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and says nothing
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = silent.Close() })
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, closed.Close())
+
+	for name, listener := range map[string]net.Listener{"refused": closed, "silent": silent} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := queue.Config{VHost: "/", Queue: "q"}
+			c.User, c.Password = "user", "s3cret"
+			c.Host, c.Port, err = net.SplitHostPort(listener.Addr().String())
+			require.NoError(t, err)
+			p := queue.NewPublisher(c, "test", time.Minute, slog.New(slog.DiscardHandler))
+			run(t, p)
+			err := p.Publish(t.Context(), message("id"))
+			require.ErrorIs(t, err, queue.ErrUnavailable)
+			require.NotContains(t, err.Error(), c.Password)
+
+			_, err = queue.Connect(t.Context(), c, "test")
+			require.Error(t, err)
+			require.NotContains(t, err.Error(), c.Password)
+		})
+	}
+}
+
+func TestWrongCredentials(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	contracttest.Consumer(t, c) // the clean-up deletes the queues
+	c.Password = "wr0ng"
+	_, err := queue.Connect(t.Context(), c, "test")
+	require.ErrorIs(t, err, amqp.ErrCredentials)
+	require.NotContains(t, err.Error(), c.Password)
+}
+
+func TestAQueueWithOtherArgumentsIsNamed(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	_, err := contracttest.Channel(t, c).QueueDeclare(c.Queue, true, false, false, false, nil)
+	require.NoError(t, err)
+
+	_, err = queue.Connect(t.Context(), c, "test")
+	require.ErrorIs(t, err, queue.ErrTopology)
+	require.ErrorContains(t, err, c.Queue)
+	require.ErrorContains(t, err, "delete the queue")
+
+	p := queue.NewPublisher(c, "test", time.Second, slog.New(slog.DiscardHandler))
+	run(t, p)
+	require.Eventually(t, func() bool { return errors.Is(p.Ready(), queue.ErrTopology) }, contracttest.Patience, contracttest.Tick)
+}
+
+func TestClaimWaitsForAMessage(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	p := publisher(t, c)
+	consumer := contracttest.Consumer(t, c)
+	claimed := make(chan error, 1)
+	go func() {
+		_, err := consumer.Claim(t.Context(), contracttest.Patience)
+		claimed <- err
+	}()
+	require.NoError(t, p.Publish(t.Context(), message("late")))
+	require.NoError(t, <-claimed)
+}
+
+func TestClaimEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	consumer := contracttest.Consumer(t, contracttest.RabbitMQ(t))
+	stopped := errors.New("told to stop")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(stopped)
+	_, err := consumer.Claim(ctx, time.Hour)
+	require.ErrorIs(t, err, stopped)
+}
+
+// Two consumers never hold the same message, and a held one is not counted as
+// ready, which is what KEDA relies on.
+func TestAClaimedMessageIsNobodyElses(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	p := publisher(t, c)
+	require.NoError(t, p.Publish(t.Context(), message("1")))
+	require.NoError(t, p.Publish(t.Context(), message("2")))
+	first, err := contracttest.Consumer(t, c).Claim(t.Context(), contracttest.Patience)
+	require.NoError(t, err)
+	require.Equal(t, 1, contracttest.Ready(t, contracttest.Channel(t, c), c.Queue))
+	second, err := contracttest.Consumer(t, c).Claim(t.Context(), contracttest.Patience)
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{"1", "2"}, []string{first.ID(), second.ID()})
+	_, err = contracttest.Consumer(t, c).Claim(t.Context(), 0)
+	require.ErrorIs(t, err, queue.ErrEmpty)
+}
+
+func TestAReturnedMessageComesAgainAndCountsItsAttempts(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	require.NoError(t, publisher(t, c).Publish(t.Context(), message("id")))
+	for attempt := 1; attempt <= 3; attempt++ {
+		consumer := contracttest.Consumer(t, c)
+		d, err := consumer.Claim(t.Context(), contracttest.Patience)
+		require.NoError(t, err)
+		require.Equal(t, attempt, d.Attempt)
+		require.NoError(t, d.Return())
+		require.NoError(t, consumer.Close())
+	}
+}
+
+// A consumer that dies with its message each time is the message that kills
+// its worker.
+func TestAMessageThatKillsItsConsumerEndsAsADeadLetter(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	require.NoError(t, publisher(t, c).Publish(t.Context(), message("deadly")))
+	for attempt := 1; attempt <= queue.MaxAttempts; attempt++ {
+		consumer := contracttest.Consumer(t, c)
+		d, err := consumer.Claim(t.Context(), contracttest.Patience)
+		require.NoError(t, err)
+		require.Equal(t, attempt, d.Attempt)
+		require.NoError(t, consumer.Close(), "the connection ends without an acknowledgement")
+		<-consumer.Lost()
+	}
+	dead := deadLetter(t, c)
+	require.Equal(t, "deadly", dead.MessageId)
+	require.Equal(t, "delivery_limit", dead.Headers["x-first-death-reason"])
+	_, err := contracttest.Consumer(t, c).Claim(t.Context(), 0)
+	require.ErrorIs(t, err, queue.ErrEmpty)
+}
+
+func TestDeadLetterKeepsTheMessageAndSaysWhy(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	consumer := contracttest.Consumer(t, c)
+	ch := contracttest.Channel(t, c)
+	require.NoError(t, ch.Publish("", c.Queue, true, false, amqp.Publishing{
+		MessageId: "odd", Body: []byte("not JSON"), Headers: amqp.Table{"theirs": "kept"},
+	}))
+	d, err := consumer.Claim(t.Context(), contracttest.Patience)
+	require.NoError(t, err)
+	_, err = d.Message()
+	require.ErrorIs(t, err, contract.ErrInvalid)
+	require.NoError(t, d.DeadLetter(t.Context(), err.Error(), "processor-job-x"))
+	require.NoError(t, consumer.Close())
+
+	dead := deadLetter(t, c)
+	require.Equal(t, "not JSON", string(dead.Body))
+	require.Equal(t, "odd", dead.MessageId)
+	require.Equal(t, "kept", dead.Headers["theirs"])
+	require.Contains(t, dead.Headers[queue.HeaderReason], "not JSON")
+	require.Equal(t, "processor-job-x", dead.Headers[queue.HeaderJob])
+	require.EqualValues(t, 1, dead.Headers[queue.HeaderAttempts])
+	_, err = time.Parse(time.RFC3339, dead.Headers[queue.HeaderTime].(string))
+	require.NoError(t, err)
+	require.Zero(t, contracttest.Ready(t, ch, c.Queue))
+}
+
+func TestDeadLetterWithoutItsQueueLosesNothing(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	consumer := contracttest.Consumer(t, c)
+	ch := contracttest.Channel(t, c)
+	require.NoError(t, ch.Publish("", c.Queue, true, false, amqp.Publishing{MessageId: "odd", Body: []byte("odd")}))
+	d, err := consumer.Claim(t.Context(), contracttest.Patience)
+	require.NoError(t, err)
+	_, err = ch.QueueDelete(c.DeadQueue(), false, false, false)
+	require.NoError(t, err)
+	require.ErrorContains(t, d.DeadLetter(t.Context(), "odd", "job"), "is gone")
+	require.NoError(t, d.Return())
+	require.NoError(t, consumer.Close())
+	require.Equal(t, 1, contracttest.Ready(t, ch, c.Queue))
+}
+
+func TestAMessageWithoutAnIDCanNotBeProcessed(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	consumer := contracttest.Consumer(t, c)
+	require.NoError(t, contracttest.Channel(t, c).Publish("", c.Queue, true, false, amqp.Publishing{Body: []byte(`{"name":"a"}`)}))
+	d, err := consumer.Claim(t.Context(), contracttest.Patience)
+	require.NoError(t, err)
+	_, err = d.Message()
+	require.ErrorIs(t, err, contract.ErrInvalid)
+	require.ErrorContains(t, err, "message-id")
+}
+
+// A long queue name leaves no room for the dead-letter queue's.
+func TestConfigValidate(t *testing.T) {
+	t.Parallel()
+	c := queue.Config{Port: "5672", VHost: "/", Queue: strings.Repeat("q", 251)}
+	c.Host, c.User = "rabbitmq", "user"
+	require.ErrorContains(t, c.Validate(), "RABBITMQ_QUEUE")
+	c.Queue = c.Queue[1:]
+	require.NoError(t, c.Validate())
+}
+
+func deadLetter(t *testing.T, c queue.Config) amqp.Delivery {
+	t.Helper()
+	ch := contracttest.Channel(t, c)
+	var dead amqp.Delivery
+	require.Eventually(t, func() bool {
+		d, ok, err := ch.Get(c.DeadQueue(), true)
+		dead = d
+		return err == nil && ok
+	}, contracttest.Patience, contracttest.Tick)
+	return dead
+}

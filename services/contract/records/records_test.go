@@ -1,0 +1,155 @@
+package records_test
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract"
+	"keda-p2/services/contract/contracttest"
+	"keda-p2/services/contract/records"
+)
+
+func message(id, name string) contract.Message {
+	return contract.Message{ID: id, Event: contract.Event{Name: name, Content: "content of " + name}, SentAt: time.UnixMilli(1_700_000_000_123)}
+}
+
+func list(t *testing.T, s *records.Store, q records.Query) []records.Record {
+	t.Helper()
+	var all []records.Record
+	for r, err := range s.List(t.Context(), q) {
+		require.NoError(t, err)
+		all = append(all, r)
+	}
+	return all
+}
+
+func names(all []records.Record) []string {
+	var out []string
+	for _, r := range all {
+		out = append(out, r.Name)
+	}
+	return out
+}
+
+func TestARecordsLife(t *testing.T) {
+	t.Parallel()
+	s := contracttest.Store(t)
+	m := message("id", "имя \x00 名前")
+	before := time.Now().Truncate(time.Millisecond)
+
+	require.NoError(t, s.Begin(t.Context(), m, "job-1", 1))
+	r := list(t, s, records.Query{})[0]
+	require.Equal(t, m.Event, contract.Event{Name: r.Name, Content: r.Content})
+	require.Equal(t, records.Processing, r.Status)
+	require.Equal(t, "job-1", r.Job)
+	require.Equal(t, 1, r.Attempts)
+	require.Equal(t, m.SentAt.UTC(), r.SentAt.UTC())
+	require.WithinRange(t, r.StoredAt, before, time.Now())
+	require.True(t, r.FinishedAt.IsZero())
+	stored := r.StoredAt
+
+	// a redelivery, to another Job
+	require.NoError(t, s.Begin(t.Context(), m, "job-2", 2))
+	all := list(t, s, records.Query{})
+	require.Len(t, all, 1)
+	require.Equal(t, "job-2", all[0].Job)
+	require.Equal(t, 2, all[0].Attempts)
+	require.Equal(t, stored, all[0].StoredAt)
+
+	require.NoError(t, s.Finish(t.Context(), "id"))
+	r = list(t, s, records.Query{})[0]
+	require.Equal(t, records.Done, r.Status)
+	require.False(t, r.FinishedAt.Before(r.StoredAt))
+
+	// nothing changes a record that is done
+	require.ErrorIs(t, s.Begin(t.Context(), m, "job-3", 3), records.ErrDone)
+	require.NoError(t, s.Finish(t.Context(), "id"))
+	require.Equal(t, []records.Record{r}, list(t, s, records.Query{}))
+}
+
+func TestTwoJobsWithOneMessageMakeOneRecord(t *testing.T) {
+	t.Parallel()
+	s := contracttest.Store(t)
+	var both sync.WaitGroup
+	for i := range 8 {
+		both.Go(func() {
+			if err := s.Begin(t.Context(), message("id", "a"), fmt.Sprint("job-", i), 1); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	both.Wait()
+	require.Len(t, list(t, s, records.Query{}), 1)
+}
+
+func TestListInTheOrderOfStoring(t *testing.T) {
+	t.Parallel()
+	s := contracttest.Store(t)
+	require.NoError(t, s.CreateIndexes(t.Context()))
+	require.NoError(t, s.CreateIndexes(t.Context()), "once more does no harm")
+	require.Empty(t, list(t, s, records.Query{}))
+	// ids that sort against the order of storing, and several in a millisecond
+	var want []string
+	for i := range 30 {
+		name := []string{"even", "odd"}[i%2]
+		require.NoError(t, s.Begin(t.Context(), message(fmt.Sprintf("id-%02d", 99-i), name), "job", 1))
+		want = append(want, name)
+	}
+	all := list(t, s, records.Query{})
+	require.ElementsMatch(t, want, names(all))
+	require.True(t, slices.IsSortedFunc(all, func(a, b records.Record) int { return a.StoredAt.Compare(b.StoredAt) }))
+
+	require.Equal(t, all[:7], list(t, s, records.Query{Limit: 7}))
+	require.Equal(t, all[12:15], list(t, s, records.Query{After: all[11].ID, Limit: 3}))
+	require.Empty(t, list(t, s, records.Query{After: all[29].ID}))
+	require.Len(t, list(t, s, records.Query{Name: "odd"}), 15)
+	require.Empty(t, list(t, s, records.Query{Name: "none"}))
+
+	// page by page, all of them once
+	var paged []records.Record
+	for q := (records.Query{Limit: 4}); ; q.After = paged[len(paged)-1].ID {
+		page := list(t, s, q)
+		if len(page) == 0 {
+			break
+		}
+		paged = append(paged, page...)
+	}
+	require.Equal(t, all, paged)
+}
+
+func TestListAfterAnUnknownRecord(t *testing.T) {
+	t.Parallel()
+	s := contracttest.Store(t)
+	for _, err := range s.List(t.Context(), records.Query{After: "nobody"}) {
+		require.ErrorIs(t, err, records.ErrUnknown)
+	}
+}
+
+func TestWithoutAServer(t *testing.T) {
+	t.Parallel()
+	c := records.Config{Port: "1", DB: "db", Collection: "c"}
+	c.Host, c.User, c.Password = "127.0.0.1", "root", "s3cret"
+	s, err := records.Open(c, "test")
+	require.NoError(t, err, "a service must start before its database")
+	err = s.Ping(t.Context())
+	require.Error(t, err)
+	require.NotContains(t, err.Error(), c.Password)
+	require.Error(t, s.Begin(t.Context(), message("id", "a"), "job", 1))
+	for _, err := range s.List(t.Context(), records.Query{}) {
+		require.Error(t, err)
+	}
+}
+
+func TestConfigValidate(t *testing.T) {
+	t.Parallel()
+	var c records.Config
+	err := c.Validate()
+	for _, problem := range []string{"MONGODB_HOST", "MONGODB_PORT", "MONGODB_DB", "MONGODB_COLLECTION"} {
+		require.ErrorContains(t, err, problem)
+	}
+}
