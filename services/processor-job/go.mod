@@ -2,12 +2,17 @@ module keda-p2/services/processor-job
 
 go 1.26
 
-require keda-p2/services/contract v0.0.0
+require (
+	github.com/stretchr/testify v1.12.1
+	keda-p2/services/contract v0.0.0
+)
+
+require go.yaml.in/yaml/v3 v3.0.5 // indirect
 
 require (
 	github.com/kelseyhightower/envconfig v1.4.0 // indirect
 	github.com/klauspost/compress v1.19.2 // indirect
-	github.com/rabbitmq/amqp091-go v1.16.0 // indirect
+	github.com/rabbitmq/amqp091-go v1.16.0
 	github.com/xdg-go/pbkdf2 v1.0.0 // indirect
 	github.com/xdg-go/scram v1.2.0 // indirect
 	github.com/xdg-go/stringprep v1.0.4 // indirect

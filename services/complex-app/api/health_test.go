@@ -1,0 +1,52 @@
+package api_test
+
+import (
+	"errors"
+	"net/http"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestReadyz(t *testing.T) {
+	t.Parallel()
+	away := errors.New("10.0.0.7 is away")
+	for name, c := range map[string]struct {
+		rabbitMQ, mongoDB error
+		missing           []any
+		detail            string
+	}{
+		"both are there": {},
+		"no RabbitMQ":    {rabbitMQ: away, missing: []any{"RabbitMQ"}, detail: "waiting for RabbitMQ"},
+		"no MongoDB":     {mongoDB: away, missing: []any{"MongoDB"}, detail: "waiting for MongoDB"},
+		"neither":        {rabbitMQ: away, mongoDB: away, missing: []any{"RabbitMQ", "MongoDB"}, detail: "waiting for RabbitMQ and MongoDB"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := serve(t, &fakePublisher{notReady: c.rabbitMQ}, &fakeStore{ping: c.mongoDB})
+			require.Equal(t, http.StatusOK, request(t, http.MethodGet, url+"/healthz", "", "").status, "it lives, whatever is missing")
+			a := request(t, http.MethodGet, url+"/readyz", "", "")
+			if c.missing == nil {
+				require.Equal(t, http.StatusOK, a.status)
+				return
+			}
+			members := requireProblem(t, a, http.StatusServiceUnavailable, c.detail)
+			require.Equal(t, c.missing, members["missing"])
+			require.NotContains(t, a.body, "10.0.0.7")
+		})
+	}
+}
+
+func TestWrongPathsAndMethods(t *testing.T) {
+	t.Parallel()
+	url := serve(t, &fakePublisher{}, &fakeStore{})
+	requireProblem(t, request(t, http.MethodGet, url+"/nothing", "", ""), http.StatusNotFound, "nothing at this path")
+	requireProblem(t, request(t, http.MethodPost, url+"/send/", "", ""), http.StatusNotFound, "nothing at this path")
+
+	a := request(t, http.MethodGet, url+"/send?name=a", "", "")
+	requireProblem(t, a, http.StatusMethodNotAllowed, "Allow header")
+	require.Equal(t, "POST", a.header.Get("Allow"))
+	a = request(t, http.MethodDelete, url+"/data", "", "")
+	requireProblem(t, a, http.StatusMethodNotAllowed, "Allow header")
+	require.Equal(t, "GET", a.header.Get("Allow"))
+}

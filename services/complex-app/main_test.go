@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract/contracttest"
+)
+
+// start runs the service on a free port until the test ends or stop is called,
+// which returns the result of run.
+func start(t *testing.T, s settings) (address string, stop func() error) {
+	t.Helper()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	s.HTTPAddr = free.Addr().String()
+	require.NoError(t, free.Close())
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, s, slog.New(slog.DiscardHandler)) }()
+	stop = func() error {
+		cancel()
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(contracttest.Patience):
+			return fmt.Errorf("run did not end")
+		}
+	}
+	address = "http://" + s.HTTPAddr
+	require.Eventually(t, func() bool { return status(address+"/healthz") == http.StatusOK }, contracttest.Patience, contracttest.Tick)
+	return address, stop
+}
+
+func status(address string) int {
+	response, err := http.Get(address)
+	if err != nil {
+		return 0
+	}
+	defer response.Body.Close()
+	return response.StatusCode
+}
+
+func TestTheServiceEndToEnd(t *testing.T) {
+	t.Parallel()
+	s := settings{
+		RabbitMQ: contracttest.RabbitMQ(t), MongoDB: contracttest.MongoDB(t),
+		ConfirmTimeout: contracttest.Patience, ShutdownTimeout: contracttest.Patience,
+	}
+	address, stop := start(t, s)
+	require.Eventually(t, func() bool { return status(address+"/readyz") == http.StatusOK }, contracttest.Patience, contracttest.Tick)
+
+	for i := 1; i <= 5; i++ {
+		response, err := http.PostForm(address+"/send", url.Values{"name": {fmt.Sprint("record", i)}, "content": {fmt.Sprint("content", i)}})
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		require.Equal(t, http.StatusAccepted, response.StatusCode)
+	}
+	ch := contracttest.Channel(t, s.RabbitMQ)
+	require.Equal(t, 5, contracttest.Ready(t, ch, s.RabbitMQ.Queue))
+	raw, ok, err := ch.Get(s.RabbitMQ.Queue, true)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, `{"name":"record1","content":"content1"}`, string(raw.Body))
+
+	response, err := http.Get(address + "/data")
+	require.NoError(t, err)
+	defer response.Body.Close()
+	var none []any
+	require.NoError(t, json.NewDecoder(response.Body).Decode(&none))
+	require.NotNil(t, none, "[] and not null")
+	require.NoError(t, stop())
+}
+
+func TestItStartsWithoutItsServersAndSaysWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	s := settings{ConfirmTimeout: time.Second, ShutdownTimeout: contracttest.Patience}
+	s.RabbitMQ.Host, s.RabbitMQ.Port, s.RabbitMQ.VHost, s.RabbitMQ.Queue = "127.0.0.1", "1", "/", "q"
+	s.MongoDB.Host, s.MongoDB.Port, s.MongoDB.DB, s.MongoDB.Collection = "127.0.0.1", "1", "db", "c"
+	address, stop := start(t, s)
+	response, err := http.Get(address + "/readyz")
+	require.NoError(t, err)
+	defer response.Body.Close()
+	require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
+	body, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	require.Contains(t, string(body), `"missing":["RabbitMQ","MongoDB"]`)
+
+	sent, err := http.Post(address+"/send?name=a", "", nil)
+	require.NoError(t, err)
+	require.NoError(t, sent.Body.Close())
+	require.Equal(t, http.StatusServiceUnavailable, sent.StatusCode)
+	require.Equal(t, http.StatusServiceUnavailable, status(address+"/data"))
+	require.NoError(t, stop())
+}
+
+// A request whose body is still on its way when SIGTERM comes is answered, and
+// what it is told is true.
+func TestShutdownFinishesRequestsInFlight(t *testing.T) {
+	t.Parallel()
+	s := settings{
+		RabbitMQ: contracttest.RabbitMQ(t), MongoDB: contracttest.MongoDB(t),
+		ConfirmTimeout: contracttest.Patience, ShutdownTimeout: contracttest.Patience,
+	}
+	address, stop := start(t, s)
+	require.Eventually(t, func() bool { return status(address+"/readyz") == http.StatusOK }, contracttest.Patience, contracttest.Tick)
+
+	body, feed := io.Pipe()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, address+"/send", body)
+	require.NoError(t, err)
+	request.Header.Set("Content-Type", "application/json")
+	// The client sends its body only when the handler has asked for it.
+	request.Header.Set("Expect", "100-continue")
+	client := http.Client{Transport: &http.Transport{ExpectContinueTimeout: contracttest.Patience}}
+	got := make(chan int, 1)
+	go func() {
+		response, err := client.Do(request)
+		if err != nil {
+			got <- 0
+			return
+		}
+		_ = response.Body.Close()
+		got <- response.StatusCode
+	}()
+	_, err = io.WriteString(feed, `{"name":"in flight"`) // returns when the client reads it
+	require.NoError(t, err)
+
+	stopped := make(chan error, 1)
+	go func() { stopped <- stop() }()
+	require.Eventually(t, func() bool {
+		_, err := net.Dial("tcp", strings.TrimPrefix(address, "http://"))
+		return err != nil
+	}, contracttest.Patience, contracttest.Tick, "no new connection is taken")
+
+	_, err = io.WriteString(feed, `}`)
+	require.NoError(t, err)
+	require.NoError(t, feed.Close())
+	require.Equal(t, http.StatusAccepted, <-got)
+	require.NoError(t, <-stopped)
+	require.Equal(t, 1, contracttest.Ready(t, contracttest.Channel(t, s.RabbitMQ), s.RabbitMQ.Queue))
+}
+
+func TestSettings(t *testing.T) {
+	t.Parallel()
+	err := (&settings{ConfirmTimeout: -1}).Validate()
+	for _, variable := range []string{"CONFIRM_TIMEOUT", "SHUTDOWN_TIMEOUT", "RABBITMQ_HOST", "MONGODB_HOST"} {
+		require.ErrorContains(t, err, variable)
+	}
+}
+
+func TestAnAddressInUseIsNamed(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = taken.Close() })
+	s := settings{HTTPAddr: taken.Addr().String()}
+	s.RabbitMQ.Host, s.RabbitMQ.Port = "127.0.0.1", "1"
+	s.MongoDB.Host, s.MongoDB.Port = "127.0.0.1", "1"
+	require.ErrorContains(t, run(t.Context(), s, slog.New(slog.DiscardHandler)), "HTTP_ADDR")
+}

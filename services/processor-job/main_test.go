@@ -1,0 +1,247 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract/contracttest"
+	"keda-p2/services/contract/queue"
+	"keda-p2/services/contract/records"
+)
+
+// The tests run the program itself, as a Job does: the test binary calls main
+// when this variable is set.
+const asProgram = "TEST_RUN_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+		os.Exit(0) // a Job that returns from main has succeeded
+	}
+	os.Exit(m.Run())
+}
+
+type job struct {
+	cmd    *exec.Cmd
+	output bytes.Buffer
+	probe  string
+}
+
+// start runs processor-job with the given variables.
+func start(t *testing.T, q queue.Config, db records.Config, env ...string) *job {
+	t.Helper()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	j := &job{cmd: exec.Command(os.Args[0]), probe: "http://" + free.Addr().String() + "/readyz"}
+	require.NoError(t, free.Close())
+	j.cmd.Env = append(os.Environ(), asProgram+"=1", "POD_NAME=processor-job-x",
+		"RABBITMQ_QUEUE="+q.Queue, "RABBITMQ_PORT="+q.Port,
+		"MONGODB_COLLECTION="+db.Collection, "MONGODB_PORT="+db.Port,
+		"PROBE_ADDR="+free.Addr().String(), "PROCESSING_TIME=0s", "CLAIM_TIMEOUT=0s")
+	j.cmd.Env = append(j.cmd.Env, env...)
+	j.cmd.Stdout, j.cmd.Stderr = &j.output, &j.output
+	require.NoError(t, j.cmd.Start())
+	t.Cleanup(func() { _ = j.cmd.Process.Kill() })
+	return j
+}
+
+// wait returns the exit code, and the last line of the log.
+func (j *job) wait(t *testing.T) (code int, last string) {
+	t.Helper()
+	if err := j.cmd.Wait(); err != nil {
+		require.IsType(t, &exec.ExitError{}, err)
+	}
+	lines := strings.Split(strings.TrimSpace(j.output.String()), "\n")
+	t.Log(j.output.String())
+	return j.cmd.ProcessState.ExitCode(), lines[len(lines)-1]
+}
+
+func (j *job) isReady() bool {
+	response, err := http.Get(j.probe)
+	if err != nil {
+		return false
+	}
+	defer response.Body.Close()
+	_, _ = io.Copy(io.Discard, response.Body)
+	return response.StatusCode == http.StatusOK
+}
+
+// isUp says whether the probe is served, whatever it answers.
+func (j *job) isUp() bool {
+	response, err := http.Get(j.probe)
+	if err != nil {
+		return false
+	}
+	return response.Body.Close() == nil
+}
+
+func setup(t *testing.T) (queue.Config, records.Config, *amqp.Channel) {
+	t.Helper()
+	q := contracttest.RabbitMQ(t)
+	require.NoError(t, contracttest.Consumer(t, q).Close(), "declares the queue")
+	return q, contracttest.MongoDB(t), contracttest.Channel(t, q)
+}
+
+func publish(t *testing.T, ch *amqp.Channel, q queue.Config, id, body string) {
+	t.Helper()
+	require.NoError(t, ch.Publish("", q.Queue, true, false, amqp.Publishing{MessageId: id, Body: []byte(body)}))
+	require.Eventually(t, func() bool { return contracttest.Ready(t, ch, q.Queue) > 0 }, contracttest.Patience, contracttest.Tick)
+}
+
+func stored(t *testing.T, db records.Config) []records.Record {
+	t.Helper()
+	s, err := records.Open(db, t.Name())
+	require.NoError(t, err)
+	defer s.Close(t.Context())
+	var all []records.Record
+	for r, err := range s.List(t.Context(), records.Query{}) {
+		require.NoError(t, err)
+		all = append(all, r)
+	}
+	return all
+}
+
+func TestItTakesOneMessageOnly(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	for i := range 2 {
+		publish(t, ch, q, fmt.Sprint("id-", i), fmt.Sprintf(`{"name":"record%d","content":"c"}`, i))
+	}
+	code, last := start(t, q, db).wait(t)
+	require.Zero(t, code)
+	require.Contains(t, last, `"msg":"done"`)
+	require.Equal(t, 1, contracttest.Ready(t, ch, q.Queue))
+	all := stored(t, db)
+	require.Len(t, all, 1)
+	require.Equal(t, "record0", all[0].Name)
+	require.Equal(t, "processor-job-x", all[0].Job)
+	require.Equal(t, records.Done, all[0].Status)
+}
+
+func TestAnEmptyQueueIsNotAFailure(t *testing.T) {
+	t.Parallel()
+	q, db, _ := setup(t)
+	code, last := start(t, q, db, "CLAIM_TIMEOUT=100ms").wait(t)
+	require.Zero(t, code)
+	require.Contains(t, last, "the queue is empty")
+	require.Empty(t, stored(t, db))
+}
+
+func TestReadyFromTheClaimOnAndStoppedWhileWorking(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	j := start(t, q, db, "PROCESSING_TIME=1h", "CLAIM_TIMEOUT=1h")
+	require.Eventually(t, j.isUp, contracttest.Patience, contracttest.Tick)
+	require.False(t, j.isReady(), "nothing is claimed yet")
+	publish1 := amqp.Publishing{MessageId: "id", Body: []byte(`{"name":"a"}`)}
+	require.NoError(t, ch.Publish("", q.Queue, true, false, publish1))
+	require.Eventually(t, j.isReady, contracttest.Patience, contracttest.Tick)
+	require.Zero(t, contracttest.Ready(t, ch, q.Queue), "ready means that the message is claimed")
+	require.Eventually(t, func() bool { return len(stored(t, db)) == 1 }, contracttest.Patience, contracttest.Tick)
+	require.Equal(t, records.Processing, stored(t, db)[0].Status)
+
+	require.NoError(t, j.cmd.Process.Signal(syscall.SIGTERM))
+	code, last := j.wait(t)
+	require.Equal(t, 1, code)
+	require.Contains(t, last, "given back")
+	require.Equal(t, 1, contracttest.Ready(t, ch, q.Queue))
+	require.Equal(t, records.Processing, stored(t, db)[0].Status)
+
+	// the next Job ends it, in the same record
+	code, _ = start(t, q, db, "POD_NAME=processor-job-y").wait(t)
+	require.Zero(t, code)
+	all := stored(t, db)
+	require.Len(t, all, 1)
+	require.Equal(t, records.Done, all[0].Status)
+	require.Equal(t, "processor-job-y", all[0].Job)
+	require.Equal(t, 2, all[0].Attempts)
+}
+
+func TestKilledWhileWorking(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	publish(t, ch, q, "id", `{"name":"a"}`)
+	j := start(t, q, db, "PROCESSING_TIME=1h")
+	require.Eventually(t, j.isReady, contracttest.Patience, contracttest.Tick)
+	require.NoError(t, j.cmd.Process.Kill())
+	_ = j.cmd.Wait()
+	require.Eventually(t, func() bool { return contracttest.Ready(t, ch, q.Queue) == 1 }, contracttest.Patience, contracttest.Tick)
+	code, _ := start(t, q, db).wait(t)
+	require.Zero(t, code)
+	require.Len(t, stored(t, db), 1)
+}
+
+func TestAMessageThatCanNeverWork(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	publish(t, ch, q, "id", `not JSON`)
+	code, last := start(t, q, db).wait(t)
+	require.Equal(t, 1, code)
+	var line map[string]any
+	require.NoError(t, json.Unmarshal([]byte(last), &line))
+	require.Contains(t, line["reason"], "dead-letter queue")
+	require.Contains(t, line["reason"], "not JSON")
+	require.Equal(t, 1, contracttest.Ready(t, ch, q.DeadQueue()))
+
+	code, last = start(t, q, db).wait(t)
+	require.Zero(t, code)
+	require.Contains(t, last, "the queue is empty", "it is never tried again")
+}
+
+// MongoDB is tried before a message is claimed: an outage costs no attempt.
+func TestWithoutMongoDBNoMessageIsTouched(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	publish(t, ch, q, "id", `{"name":"a"}`)
+	code, last := start(t, q, db, "MONGODB_HOST=127.0.0.1", "MONGODB_PORT=1", "RETRY_TIMEOUT=1s").wait(t)
+	require.Equal(t, 1, code)
+	require.Contains(t, last, "MongoDB")
+	raw, ok, err := ch.Get(q.Queue, false)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.False(t, raw.Redelivered)
+}
+
+func TestWithoutRabbitMQ(t *testing.T) {
+	t.Parallel()
+	_, db, _ := setup(t)
+	started := time.Now()
+	code, last := start(t, queue.Config{Port: "1", Queue: "q"}, db, "RETRY_TIMEOUT=1s").wait(t)
+	require.Equal(t, 1, code)
+	require.Contains(t, last, "RabbitMQ")
+	require.Less(t, time.Since(started), contracttest.Patience)
+}
+
+func TestStoppedBeforeItClaims(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	j := start(t, q, db, "CLAIM_TIMEOUT=1h")
+	require.Eventually(t, j.isUp, contracttest.Patience, contracttest.Tick)
+	require.NoError(t, j.cmd.Process.Signal(syscall.SIGTERM))
+	code, _ := j.wait(t)
+	require.Equal(t, 1, code)
+	require.Zero(t, contracttest.Ready(t, ch, q.Queue))
+}
+
+func TestBadConfiguration(t *testing.T) {
+	t.Parallel()
+	q, db, _ := setup(t)
+	code, last := start(t, q, db, "PROCESSING_TIME=20", "RETRY_TIMEOUT=-1s", "RABBITMQ_PORT=tcp://10.0.0.1:5672").wait(t)
+	require.Equal(t, 1, code)
+	for _, problem := range []string{"PROCESSING_TIME", "RETRY_TIMEOUT: is negative", "enableServiceLinks: false"} {
+		require.Contains(t, last, problem)
+	}
+}
