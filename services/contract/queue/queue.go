@@ -89,8 +89,8 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 			return boundedWrites{conn}, nil
 		},
 	})
-	if stop != nil && !stop() && err == nil {
-		return nil, fmt.Errorf("RabbitMQ: %w", context.Cause(ctx))
+	if stop != nil && !stop() {
+		err = fmt.Errorf("no login within %s: %w", handshakeTimeout, context.Cause(ctx))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("RabbitMQ: %w", err)
