@@ -113,7 +113,14 @@ func (c boundedWrites) Write(b []byte) (int, error) {
 // declare makes the queue and its dead-letter queue unless they are there.
 // Whichever service comes first does it, with the same arguments.
 func declare(ch *amqp.Channel, c Config) error {
-	if err := declareOne(ch, c.DeadQueue(), amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum}); err != nil {
+	dead := amqp.Table{
+		amqp.QueueTypeArg: amqp.QueueTypeQuorum,
+		// Whoever looks at a dead letter and gives it back counts as a delivery,
+		// and RabbitMQ 4 drops a message after 20. Unlimited is -1 there, but on
+		// 3.10 that drops the message at once: a limit that is never reached.
+		"x-delivery-limit": 1_000_000_000,
+	}
+	if err := declareOne(ch, c.DeadQueue(), dead); err != nil {
 		return err
 	}
 	return declareOne(ch, c.Queue, amqp.Table{

@@ -283,6 +283,24 @@ func TestDeadLetterKeepsTheMessageAndSaysWhy(t *testing.T) {
 	require.Zero(t, contracttest.Ready(t, ch, c.Queue))
 }
 
+// RabbitMQ 4 drops a message after 20 deliveries unless it is told otherwise.
+func TestLookingAtADeadLetterDoesNotWearItOut(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	contracttest.Consumer(t, c) // declares the queues
+	ch := contracttest.Channel(t, c)
+	require.NoError(t, ch.Publish("", c.DeadQueue(), true, false, amqp.Publishing{Body: []byte("dead")}))
+	for range 30 {
+		looker := contracttest.Channel(t, c)
+		require.Eventually(t, func() bool {
+			_, ok, err := looker.Get(c.DeadQueue(), false)
+			return err == nil && ok
+		}, contracttest.Patience, contracttest.Tick)
+		require.NoError(t, looker.Close())
+	}
+	require.Equal(t, "dead", string(deadLetter(t, c).Body))
+}
+
 func TestDeadLetterWithoutItsQueueLosesNothing(t *testing.T) {
 	t.Parallel()
 	c := contracttest.RabbitMQ(t)
