@@ -78,7 +78,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 		return fmt.Errorf("HTTP_ADDR: %w", err)
 	}
 	server := &http.Server{
-		Handler:           api.New(publisher, store, log),
+		Handler:           api.New(publisher, store, queue.DeadLetterQueue{Config: s.RabbitMQ}, log),
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),

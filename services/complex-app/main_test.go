@@ -68,7 +68,7 @@ func TestTheServiceEndToEnd(t *testing.T) {
 		require.Equal(t, http.StatusAccepted, response.StatusCode)
 	}
 	ch := contracttest.Channel(t, s.RabbitMQ)
-	require.Equal(t, 5, contracttest.Ready(t, ch, s.RabbitMQ.Queue))
+	contracttest.Waiting(t, ch, s.RabbitMQ.Queue, 5)
 	raw, ok, err := ch.Get(s.RabbitMQ.Queue, true)
 	require.NoError(t, err)
 	require.True(t, ok)
@@ -148,7 +148,7 @@ func TestShutdownFinishesRequestsInFlight(t *testing.T) {
 	require.NoError(t, feed.Close())
 	require.Equal(t, http.StatusAccepted, <-got)
 	require.NoError(t, <-stopped)
-	require.Equal(t, 1, contracttest.Ready(t, contracttest.Channel(t, s.RabbitMQ), s.RabbitMQ.Queue))
+	contracttest.Waiting(t, contracttest.Channel(t, s.RabbitMQ), s.RabbitMQ.Queue, 1)
 }
 
 func TestSettings(t *testing.T) {

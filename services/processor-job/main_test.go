@@ -95,10 +95,13 @@ func setup(t *testing.T) (queue.Config, records.Config, *amqp.Channel) {
 	return q, contracttest.MongoDB(t), contracttest.Channel(t, q)
 }
 
+// publish returns when the message waits, as a Job here does not wait for it.
 func publish(t *testing.T, ch *amqp.Channel, q queue.Config, id, body string) {
 	t.Helper()
-	require.NoError(t, ch.Publish("", q.Queue, true, false, amqp.Publishing{MessageId: id, Body: []byte(body)}))
-	require.Eventually(t, func() bool { return contracttest.Ready(t, ch, q.Queue) > 0 }, contracttest.Patience, contracttest.Tick)
+	require.NoError(t, ch.Confirm(false))
+	confirmation, err := ch.PublishWithDeferredConfirm("", q.Queue, true, false, amqp.Publishing{MessageId: id, Body: []byte(body)})
+	require.NoError(t, err)
+	require.True(t, confirmation.Wait())
 }
 
 func stored(t *testing.T, db records.Config) []records.Record {
@@ -123,7 +126,7 @@ func TestItTakesOneMessageOnly(t *testing.T) {
 	code, last := start(t, q, db).wait(t)
 	require.Zero(t, code)
 	require.Contains(t, last, `"msg":"done"`)
-	require.Equal(t, 1, contracttest.Ready(t, ch, q.Queue))
+	contracttest.Waiting(t, ch, q.Queue, 1)
 	all := stored(t, db)
 	require.Len(t, all, 1)
 	require.Equal(t, "record0", all[0].Name)
@@ -149,7 +152,7 @@ func TestReadyFromTheClaimOnAndStoppedWhileWorking(t *testing.T) {
 	publish1 := amqp.Publishing{MessageId: "id", Body: []byte(`{"name":"a"}`)}
 	require.NoError(t, ch.Publish("", q.Queue, true, false, publish1))
 	require.Eventually(t, j.isReady, contracttest.Patience, contracttest.Tick)
-	require.Zero(t, contracttest.Ready(t, ch, q.Queue), "ready means that the message is claimed")
+	contracttest.Waiting(t, ch, q.Queue, 0)
 	require.Eventually(t, func() bool { return len(stored(t, db)) == 1 }, contracttest.Patience, contracttest.Tick)
 	require.Equal(t, records.Processing, stored(t, db)[0].Status)
 
@@ -157,7 +160,7 @@ func TestReadyFromTheClaimOnAndStoppedWhileWorking(t *testing.T) {
 	code, last := j.wait(t)
 	require.Equal(t, 1, code)
 	require.Contains(t, last, "given back")
-	require.Equal(t, 1, contracttest.Ready(t, ch, q.Queue))
+	contracttest.Waiting(t, ch, q.Queue, 1)
 	require.Equal(t, records.Processing, stored(t, db)[0].Status)
 
 	// the next Job ends it, in the same record
@@ -178,7 +181,7 @@ func TestKilledWhileWorking(t *testing.T) {
 	require.Eventually(t, j.isReady, contracttest.Patience, contracttest.Tick)
 	require.NoError(t, j.cmd.Process.Kill())
 	_ = j.cmd.Wait()
-	require.Eventually(t, func() bool { return contracttest.Ready(t, ch, q.Queue) == 1 }, contracttest.Patience, contracttest.Tick)
+	contracttest.Waiting(t, ch, q.Queue, 1)
 	code, _ := start(t, q, db).wait(t)
 	require.Zero(t, code)
 	require.Len(t, stored(t, db), 1)
@@ -194,7 +197,7 @@ func TestAMessageThatCanNeverWork(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(last), &line))
 	require.Contains(t, line["reason"], "dead-letter queue")
 	require.Contains(t, line["reason"], "not JSON")
-	require.Equal(t, 1, contracttest.Ready(t, ch, q.DeadQueue()))
+	contracttest.Waiting(t, ch, q.DeadQueue(), 1)
 
 	code, last = start(t, q, db).wait(t)
 	require.Zero(t, code)
@@ -233,7 +236,7 @@ func TestStoppedBeforeItClaims(t *testing.T) {
 	require.NoError(t, j.cmd.Process.Signal(syscall.SIGTERM))
 	code, _ := j.wait(t)
 	require.Equal(t, 1, code)
-	require.Zero(t, contracttest.Ready(t, ch, q.Queue))
+	contracttest.Waiting(t, ch, q.Queue, 0)
 }
 
 func TestBadConfiguration(t *testing.T) {

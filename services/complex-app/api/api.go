@@ -10,6 +10,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"keda-p2/services/contract"
+	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 )
 
@@ -20,21 +21,30 @@ type publisher interface {
 
 type store interface {
 	List(context.Context, records.Query) iter.Seq2[records.Record, error]
+	Jobs(context.Context, []string) (map[string]string, error)
 	Ping(context.Context) error
+}
+
+type deadLetters interface {
+	List(ctx context.Context, limit int) ([]queue.DeadLetter, error)
+	Redrive(ctx context.Context, id string) (int, error)
 }
 
 type api struct {
 	publisher publisher
 	store     store
+	dead      deadLetters
 	log       *slog.Logger
 }
 
 // New returns the handler of all routes.
-func New(p publisher, s store, log *slog.Logger) http.Handler {
-	a := &api{publisher: p, store: s, log: log}
+func New(p publisher, s store, d deadLetters, log *slog.Logger) http.Handler {
+	a := &api{publisher: p, store: s, dead: d, log: log}
 	r := chi.NewRouter()
 	r.Post("/send", a.handle(a.send))
 	r.Get("/data", a.handle(a.data))
+	r.Get("/dead-letters", a.handle(a.listDead))
+	r.Post("/dead-letters/redrive", a.handle(a.redrive))
 	r.Get("/healthz", a.handle(a.healthz))
 	r.Get("/readyz", a.handle(a.readyz))
 	r.NotFound(a.handle(func(http.ResponseWriter, *http.Request) error { return errNoSuchPath }))

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strconv"
 	"time"
 
@@ -81,19 +80,11 @@ func (a *api) abort(r *http.Request, err error) {
 }
 
 func parseQuery(encoded string) (records.Query, error) {
-	values, err := url.ParseQuery(encoded)
+	values, err := parseParameters(encoded, "limit", "after", "name")
 	if err != nil {
-		return records.Query{}, badRequest("the query is not URL-encoded: " + err.Error())
+		return records.Query{}, err
 	}
 	q := records.Query{Name: values.Get("name"), After: values.Get("after")}
-	for field, all := range values {
-		switch {
-		case field != "name" && field != "after" && field != "limit":
-			return records.Query{}, badRequest(fmt.Sprintf("unknown parameter %.80q; only limit, after and name are allowed", field))
-		case len(all) > 1:
-			return records.Query{}, badRequest(field + " is given more than once")
-		}
-	}
 	if values.Has("limit") {
 		q.Limit, err = strconv.ParseInt(values.Get("limit"), 10, 64)
 		if err != nil || q.Limit < 1 {

@@ -54,7 +54,7 @@ func TestDataQuery(t *testing.T) {
 		"limit=x":         "limit must be",
 		"limit=":          "limit must be",
 		"limit=1&limit=2": "limit is given more than once",
-		"offset=1":        `unknown parameter "offset"`,
+		"offset=1":        `unknown field "offset"; only limit, after, name are allowed`,
 		"name=%zz":        "not URL-encoded",
 	} {
 		a := request(t, http.MethodGet, serve(t, &fakePublisher{}, &fakeStore{})+"/data?"+query, "", "")

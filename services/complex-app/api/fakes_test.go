@@ -16,6 +16,7 @@ import (
 
 	"keda-p2/services/complex-app/api"
 	"keda-p2/services/contract"
+	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 )
 
@@ -42,8 +43,29 @@ type fakeStore struct {
 	records []records.Record
 	err     error // comes after the records
 	asked   records.Query
-	ping    error
+	jobs    map[string]string
+	ping    error // also what Jobs answers
 }
+
+type fakeDeadLetters struct {
+	dead  []queue.DeadLetter
+	n     int
+	err   error
+	limit int    // asked of List
+	id    string // asked of Redrive
+}
+
+func (d *fakeDeadLetters) List(_ context.Context, limit int) ([]queue.DeadLetter, error) {
+	d.limit = limit
+	return d.dead, d.err
+}
+
+func (d *fakeDeadLetters) Redrive(_ context.Context, id string) (int, error) {
+	d.id = id
+	return d.n, d.err
+}
+
+func (s *fakeStore) Jobs(context.Context, []string) (map[string]string, error) { return s.jobs, s.ping }
 
 func (s *fakeStore) List(_ context.Context, q records.Query) iter.Seq2[records.Record, error] {
 	s.asked = q
@@ -65,7 +87,12 @@ func (s *fakeStore) Ping(context.Context) error { return s.ping }
 // cutting an answer off, exists only there.
 func serve(t *testing.T, p *fakePublisher, s *fakeStore) string {
 	t.Helper()
-	server := httptest.NewServer(newHandler(p, s))
+	return serveAll(t, p, s, &fakeDeadLetters{})
+}
+
+func serveAll(t *testing.T, p *fakePublisher, s *fakeStore, d *fakeDeadLetters) string {
+	t.Helper()
+	server := httptest.NewServer(api.New(p, s, d, slog.New(slog.DiscardHandler)))
 	t.Cleanup(server.Close)
 	return server.URL
 }
@@ -112,7 +139,7 @@ func requireProblem(t *testing.T, a answer, status int, detail string) map[strin
 }
 
 func newHandler(p *fakePublisher, s *fakeStore) http.Handler {
-	return api.New(p, s, slog.New(slog.DiscardHandler))
+	return api.New(p, s, &fakeDeadLetters{}, slog.New(slog.DiscardHandler))
 }
 
 // do calls the handler without a socket, for input that no client would send.

@@ -8,18 +8,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+var errAway = errors.New("10.0.0.7 is away")
+
 func TestReadyz(t *testing.T) {
 	t.Parallel()
-	away := errors.New("10.0.0.7 is away")
 	for name, c := range map[string]struct {
 		rabbitMQ, mongoDB error
 		missing           []any
 		detail            string
 	}{
 		"both are there": {},
-		"no RabbitMQ":    {rabbitMQ: away, missing: []any{"RabbitMQ"}, detail: "waiting for RabbitMQ"},
-		"no MongoDB":     {mongoDB: away, missing: []any{"MongoDB"}, detail: "waiting for MongoDB"},
-		"neither":        {rabbitMQ: away, mongoDB: away, missing: []any{"RabbitMQ", "MongoDB"}, detail: "waiting for RabbitMQ and MongoDB"},
+		"no RabbitMQ":    {rabbitMQ: errAway, missing: []any{"RabbitMQ"}, detail: "waiting for RabbitMQ"},
+		"no MongoDB":     {mongoDB: errAway, missing: []any{"MongoDB"}, detail: "waiting for MongoDB"},
+		"neither":        {rabbitMQ: errAway, mongoDB: errAway, missing: []any{"RabbitMQ", "MongoDB"}, detail: "waiting for RabbitMQ and MongoDB"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -59,7 +59,7 @@ func newProblem(err error) problem {
 	switch {
 	case errors.As(err, &bad), errors.Is(err, contract.ErrInvalid), errors.Is(err, records.ErrUnknown):
 		p.Status, p.Detail, p.ID = http.StatusBadRequest, err.Error(), ""
-	case errors.Is(err, errNoSuchPath):
+	case errors.Is(err, errNoSuchPath), errors.Is(err, queue.ErrNoDeadLetter):
 		p.Status, p.Detail = http.StatusNotFound, err.Error()
 	case errors.Is(err, errWrongMethod):
 		p.Status, p.Detail = http.StatusMethodNotAllowed, err.Error()
@@ -67,6 +67,8 @@ func newProblem(err error) problem {
 		p.Status, p.Detail = http.StatusUnsupportedMediaType, err.Error()
 	case errors.As(err, &missing):
 		p.Status, p.Detail, p.Missing = http.StatusServiceUnavailable, err.Error(), missing
+	case p.ID == "" && (errors.Is(err, queue.ErrUnavailable) || errors.Is(err, queue.ErrUnconfirmed)):
+		p.Status, p.Detail = http.StatusServiceUnavailable, "RabbitMQ is not available; ask again"
 	case errors.Is(err, queue.ErrUnavailable):
 		p.Status, p.Detail = http.StatusServiceUnavailable, "RabbitMQ is not available and the event was not accepted; send it again"
 	case errors.Is(err, queue.ErrUnconfirmed):

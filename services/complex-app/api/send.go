@@ -1,13 +1,13 @@
 package api
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,14 +45,7 @@ func (a *api) send(w http.ResponseWriter, r *http.Request) error {
 	if err := a.publisher.Publish(r.Context(), contract.Message{Event: event, ID: id, SentAt: time.Now()}); err != nil {
 		return unsent{id, err}
 	}
-	body, err := json.Marshal(accepted{ID: id, Event: event})
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusAccepted)
-	_, _ = w.Write(body) // fails only when the client is gone
-	return nil
+	return writeJSON(w, http.StatusAccepted, accepted{ID: id, Event: event})
 }
 
 // readEvent takes the event from the body, or from the query when there is no
@@ -95,24 +88,32 @@ func tooLarge() error {
 }
 
 func parseForm(encoded string) (contract.Event, error) {
-	values, err := url.ParseQuery(encoded)
+	values, err := parseParameters(encoded, "name", "content")
 	if err != nil {
-		return contract.Event{}, badRequest("the event is not URL-encoded: " + err.Error())
-	}
-	for field, all := range values {
-		if field != "name" && field != "content" {
-			hint := ""
-			if strings.HasPrefix(field, "{") {
-				hint = "; for JSON send Content-Type: application/json"
-			}
-			return contract.Event{}, badRequest(fmt.Sprintf("unknown field %.80q; only name and content are allowed%s", field, hint))
-		}
-		if len(all) > 1 {
-			return contract.Event{}, badRequest(field + " is given more than once")
-		}
+		return contract.Event{}, err
 	}
 	event := contract.Event{Name: values.Get("name"), Content: values.Get("content")}
 	return event, event.Validate()
+}
+
+// parseParameters reads a URL-encoded query or form. What is not allowed, or
+// given twice, is an error: passed over, it would be lost without a word.
+func parseParameters(encoded string, allowed ...string) (url.Values, error) {
+	values, err := url.ParseQuery(encoded)
+	if err != nil {
+		return nil, badRequest("not URL-encoded: " + err.Error())
+	}
+	for field, all := range values {
+		switch {
+		case strings.HasPrefix(field, "{"):
+			return nil, badRequest("this looks like JSON; send it with Content-Type: application/json")
+		case !slices.Contains(allowed, field):
+			return nil, badRequest(fmt.Sprintf("unknown field %.80q; only %s are allowed", field, strings.Join(allowed, ", ")))
+		case len(all) > 1:
+			return nil, badRequest(field + " is given more than once")
+		}
+	}
+	return values, nil
 }
 
 // messageID returns the request's Idempotency-Key, so that a client can send an

@@ -81,7 +81,7 @@ func TestSendRefusesBadInput(t *testing.T) {
 		{name: "not JSON", contentType: asJSON, body: "name=a", detail: "not JSON"},
 		{name: "half a JSON", contentType: asJSON, body: `{"name":`, detail: "ends too early"},
 		{name: "unknown JSON field", contentType: asJSON, body: `{"name":"a","x":1}`, detail: `unknown field "x"`},
-		{name: "JSON under a form's type", contentType: form, body: `{"name":"a"}`, detail: "send Content-Type: application/json"},
+		{name: "JSON under a form's type", contentType: form, body: `{"name":"a"}`, detail: "with Content-Type: application/json"},
 		{name: "a long body", contentType: asJSON, body: `{"name":"` + long + `"}`, detail: "longer than 65536 bytes"},
 		{name: "a long query", query: "?name=" + long, detail: "longer than 65536 bytes"},
 		{name: "no content type", body: "name=a", status: http.StatusUnsupportedMediaType, detail: "application/json"},

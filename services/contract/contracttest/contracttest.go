@@ -91,12 +91,14 @@ func Consumer(t testing.TB, c queue.Config) *queue.Consumer {
 	return consumer
 }
 
-// Ready returns the number of messages that wait in the queue.
-func Ready(t testing.TB, ch *amqp.Channel, name string) int {
+// Waiting polls until so many messages wait in the queue. A quorum queue counts
+// what a connection gave back shortly after that connection is closed.
+func Waiting(t testing.TB, ch *amqp.Channel, name string, want int) {
 	t.Helper()
-	q, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
-	require.NoError(t, err)
-	return q.Messages
+	require.Eventually(t, func() bool {
+		q, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
+		return err == nil && q.Messages == want
+	}, Patience, Tick, "%d messages in %s", want, name)
 }
 
 // valid lets a part of a configuration be loaded alone.

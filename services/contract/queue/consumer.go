@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -69,7 +68,6 @@ func Connect(ctx context.Context, c Config, name string) (*Consumer, error) {
 		err = declare(ch, c)
 	}
 	if err == nil {
-		// for DeadLetter
 		err = ch.Confirm(false)
 	}
 	if err != nil {
@@ -79,8 +77,8 @@ func Connect(ctx context.Context, c Config, name string) (*Consumer, error) {
 	return &Consumer{
 		cfg: c, conn: conn, ch: ch,
 		lost: ch.NotifyClose(make(chan *amqp.Error, 1)),
-		// room for the one message that DeadLetter publishes: the library puts a
-		// return in here before it reads the confirm
+		// room for the return of the one message that publish waits for: the
+		// library puts it in here before it reads the confirm
 		returned: ch.NotifyReturn(make(chan amqp.Return, 1)),
 	}, nil
 }
@@ -98,7 +96,7 @@ func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, er
 			return nil, fmt.Errorf("get from %s: %w", c.cfg.Queue, err)
 		}
 		if ok {
-			return &Delivery{Attempt: attempt(raw.Headers), raw: raw, c: c}, nil
+			return &Delivery{Attempt: attempt(raw), raw: raw, c: c}, nil
 		}
 		select {
 		case <-poll.C:
@@ -128,11 +126,7 @@ func (d *Delivery) Message() (contract.Message, error) {
 	if err != nil {
 		return contract.Message{}, err
 	}
-	sent := d.raw.Timestamp
-	if ms, ok := d.raw.Headers[sentAtHeader].(int64); ok {
-		sent = time.UnixMilli(ms)
-	}
-	return contract.Message{Event: event, ID: d.raw.MessageId, SentAt: sent}, nil
+	return contract.Message{Event: event, ID: d.raw.MessageId, SentAt: sentAt(d.raw)}, nil
 }
 
 // ID returns the message's id, which may be empty.
@@ -148,43 +142,41 @@ func (d *Delivery) Return() error { return d.raw.Nack(false, true) }
 // published there before it is removed here: when the worker dies in between
 // there are two copies with one id, and never none.
 func (d *Delivery) DeadLetter(ctx context.Context, reason, job string) error {
-	m := d.raw
-	headers := maps.Clone(m.Headers)
-	if headers == nil {
-		headers = amqp.Table{}
-	}
-	// the broker's own counters of the queue that the message leaves
-	delete(headers, acquiredCount)
-	delete(headers, deliveryCount)
-	headers[HeaderReason] = reason
-	headers[HeaderAttempts] = int64(d.Attempt)
-	headers[HeaderJob] = job
-	headers[HeaderTime] = time.Now().UTC().Format(time.RFC3339)
-	confirmation, err := d.c.ch.PublishWithDeferredConfirm("", d.c.cfg.DeadQueue(), true, false, amqp.Publishing{
-		MessageId: m.MessageId, Timestamp: m.Timestamp, Headers: headers, ContentType: m.ContentType,
-		DeliveryMode: amqp.Persistent, Body: m.Body,
-	})
-	if err != nil {
+	m := republish(d.raw)
+	m.Headers[HeaderReason] = reason
+	m.Headers[HeaderAttempts] = int64(d.Attempt)
+	m.Headers[HeaderJob] = job
+	m.Headers[HeaderTime] = time.Now().UTC().Format(time.RFC3339)
+	if err := d.c.publish(ctx, d.c.cfg.DeadQueue(), m); err != nil {
 		return fmt.Errorf("dead letter: %w", err)
+	}
+	return d.Ack()
+}
+
+// publish puts one message into a queue and waits for its confirm. It is not
+// for several goroutines, nor for use after it has failed.
+func (c *Consumer) publish(ctx context.Context, key string, m amqp.Publishing) error {
+	confirmation, err := c.ch.PublishWithDeferredConfirm("", key, true, false, m)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
 	acked, err := confirmation.WaitContext(ctx)
-	if err != nil {
-		return fmt.Errorf("dead letter: %w", err)
-	}
-	if !acked {
-		return errors.New("dead letter: RabbitMQ did not confirm it")
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
+	case !acked:
+		return ErrUnconfirmed
 	}
 	select {
-	case <-d.c.returned:
-		return fmt.Errorf("dead letter: the queue %s is gone", d.c.cfg.DeadQueue())
+	case <-c.returned:
+		return fmt.Errorf("%w: the queue %s is gone", ErrUnavailable, key)
 	default:
-		return d.Ack()
+		return nil
 	}
 }
 
-// attempt reads the broker's counters, which exist from the first redelivery.
-func attempt(headers amqp.Table) int {
-	acquired, _ := headers[acquiredCount].(int64)
-	delivered, _ := headers[deliveryCount].(int64)
-	return int(max(acquired, delivered)) + 1
+// attempt reads the broker's counters, which exist from the first redelivery,
+// and adds what a redriven message brings with it.
+func attempt(d amqp.Delivery) int {
+	return int(header[int64](d, attemptsHeader)+max(header[int64](d, acquiredCount), header[int64](d, deliveryCount))) + 1
 }

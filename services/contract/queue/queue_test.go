@@ -97,7 +97,7 @@ func TestPublishFromManyGoroutines(t *testing.T) {
 	for range messages {
 		require.NoError(t, <-errs)
 	}
-	require.Equal(t, messages, contracttest.Ready(t, contracttest.Channel(t, c), c.Queue))
+	contracttest.Waiting(t, contracttest.Channel(t, c), c.Queue, messages)
 }
 
 // The queue is deleted under a publisher that believes it is there.
@@ -121,7 +121,7 @@ func TestAMessageThatNoQueueTakesIsAnErrorAndTheQueueComesBack(t *testing.T) {
 	require.Eventually(t, func() bool {
 		return p.Publish(t.Context(), message("after")) == nil
 	}, contracttest.Patience, contracttest.Tick)
-	require.Equal(t, 1, contracttest.Ready(t, contracttest.Channel(t, c), c.Queue))
+	contracttest.Waiting(t, contracttest.Channel(t, c), c.Queue, 1)
 }
 
 func TestPublishWithoutABroker(t *testing.T) {
@@ -213,7 +213,7 @@ func TestAClaimedMessageIsNobodyElses(t *testing.T) {
 	require.NoError(t, p.Publish(t.Context(), message("2")))
 	first, err := contracttest.Consumer(t, c).Claim(t.Context(), contracttest.Patience)
 	require.NoError(t, err)
-	require.Equal(t, 1, contracttest.Ready(t, contracttest.Channel(t, c), c.Queue))
+	contracttest.Waiting(t, contracttest.Channel(t, c), c.Queue, 1)
 	second, err := contracttest.Consumer(t, c).Claim(t.Context(), contracttest.Patience)
 	require.NoError(t, err)
 	require.ElementsMatch(t, []string{"1", "2"}, []string{first.ID(), second.ID()})
@@ -280,7 +280,7 @@ func TestDeadLetterKeepsTheMessageAndSaysWhy(t *testing.T) {
 	require.EqualValues(t, 1, dead.Headers[queue.HeaderAttempts])
 	_, err = time.Parse(time.RFC3339, dead.Headers[queue.HeaderTime].(string))
 	require.NoError(t, err)
-	require.Zero(t, contracttest.Ready(t, ch, c.Queue))
+	contracttest.Waiting(t, ch, c.Queue, 0)
 }
 
 // RabbitMQ 4 drops a message after 20 deliveries unless it is told otherwise.
@@ -314,7 +314,7 @@ func TestDeadLetterWithoutItsQueueLosesNothing(t *testing.T) {
 	require.ErrorContains(t, d.DeadLetter(t.Context(), "odd", "job"), "is gone")
 	require.NoError(t, d.Return())
 	require.NoError(t, consumer.Close())
-	require.Equal(t, 1, contracttest.Ready(t, ch, c.Queue))
+	contracttest.Waiting(t, ch, c.Queue, 1)
 }
 
 func TestAMessageWithoutAnIDCanNotBeProcessed(t *testing.T) {

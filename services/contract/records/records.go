@@ -184,6 +184,23 @@ func wrap(verb, id string, err error) error {
 	return fmt.Errorf("%s record %s: %w", verb, id, err)
 }
 
+// Jobs returns the jobs of the records with the given ids, by id.
+func (s *Store) Jobs(ctx context.Context, ids []string) (map[string]string, error) {
+	cursor, err := s.collection.Find(ctx, bson.D{{Key: "_id", Value: bson.D{{Key: "$in", Value: ids}}}})
+	if err != nil {
+		return nil, fmt.Errorf("find jobs: %w", err)
+	}
+	var found []Record
+	if err := cursor.All(ctx, &found); err != nil {
+		return nil, fmt.Errorf("find jobs: %w", err)
+	}
+	jobs := make(map[string]string, len(found))
+	for _, r := range found {
+		jobs[r.ID] = r.Job
+	}
+	return jobs, nil
+}
+
 // Query selects records.
 type Query struct {
 	Name  string // only records with this name, unless empty

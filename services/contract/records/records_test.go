@@ -55,6 +55,9 @@ func TestARecordsLife(t *testing.T) {
 
 	// a redelivery, to another Job
 	require.NoError(t, s.Begin(t.Context(), m, "job-2", 2))
+	jobs, err := s.Jobs(t.Context(), []string{"id", "nobody"})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"id": "job-2"}, jobs)
 	all := list(t, s, records.Query{})
 	require.Len(t, all, 1)
 	require.Equal(t, "job-2", all[0].Job)

@@ -57,12 +57,13 @@ func claim(t *testing.T, body string) (queue.Config, *queue.Consumer, *queue.Del
 	return c, consumer, d
 }
 
-// left closes the consumer and returns how many messages wait and are dead.
-func left(t *testing.T, c queue.Config, consumer *queue.Consumer) (ready, dead int) {
+// requireLeft closes the consumer and checks how many messages wait and are dead.
+func requireLeft(t *testing.T, c queue.Config, consumer *queue.Consumer, waiting, dead int) {
 	t.Helper()
 	require.NoError(t, consumer.Close())
 	ch := contracttest.Channel(t, c)
-	return contracttest.Ready(t, ch, c.Queue), contracttest.Ready(t, ch, c.DeadQueue())
+	contracttest.Waiting(t, ch, c.Queue, waiting)
+	contracttest.Waiting(t, ch, c.DeadQueue(), dead)
 }
 
 func newWorker(s worker.Store) worker.Worker {
@@ -77,8 +78,7 @@ func TestProcess(t *testing.T) {
 	s := &fakeStore{}
 	require.NoError(t, newWorker(s).Process(t.Context(), d))
 	require.Equal(t, []string{"begin", "finish"}, s.calls)
-	ready, dead := left(t, c, consumer)
-	require.Zero(t, ready+dead)
+	requireLeft(t, c, consumer, 0, 0)
 }
 
 func TestProcessStoresInMongoDB(t *testing.T) {
@@ -104,8 +104,7 @@ func TestAMessageThatIsDoneIsOnlyAcknowledged(t *testing.T) {
 	w.ProcessingTime = time.Hour // would not return if it worked again
 	require.NoError(t, w.Process(t.Context(), d))
 	require.Equal(t, []string{"begin"}, s.calls)
-	ready, dead := left(t, c, consumer)
-	require.Zero(t, ready+dead)
+	requireLeft(t, c, consumer, 0, 0)
 }
 
 func TestAMessageThatCanNeverWorkIsADeadLetter(t *testing.T) {
@@ -125,9 +124,7 @@ func TestAMessageThatCanNeverWorkIsADeadLetter(t *testing.T) {
 			require.ErrorIs(t, err, contract.ErrInvalid)
 			require.ErrorContains(t, err, "dead-letter queue")
 			require.Empty(t, s.calls)
-			ready, dead := left(t, c, consumer)
-			require.Zero(t, ready)
-			require.Equal(t, 1, dead)
+			requireLeft(t, c, consumer, 0, 1)
 		})
 	}
 }
@@ -151,9 +148,7 @@ func TestToldToStopItGivesTheMessageBackAtOnce(t *testing.T) {
 				w.ProcessingTime = time.Hour
 			}
 			require.ErrorIs(t, w.Process(ctx, d), errStopped)
-			ready, dead := left(t, c, consumer)
-			require.Equal(t, 1, ready)
-			require.Zero(t, dead)
+			requireLeft(t, c, consumer, 1, 0)
 		})
 	}
 }
@@ -174,9 +169,7 @@ func TestMongoDBAwayForTooLong(t *testing.T) {
 			require.ErrorIs(t, err, away)
 			require.ErrorContains(t, err, "gave up after 300ms")
 			require.Greater(t, len(s.calls), 2, "it tries more than once")
-			ready, dead := left(t, c, consumer)
-			require.Equal(t, 1, ready)
-			require.Zero(t, dead)
+			requireLeft(t, c, consumer, 1, 0)
 		})
 	}
 }
@@ -193,8 +186,7 @@ func TestMongoDBAwayForAMoment(t *testing.T) {
 	}
 	require.NoError(t, newWorker(s).Process(t.Context(), d))
 	require.Equal(t, []string{"begin", "begin", "begin", "finish"}, slices.Clone(s.calls))
-	ready, dead := left(t, c, consumer)
-	require.Zero(t, ready+dead)
+	requireLeft(t, c, consumer, 0, 0)
 }
 
 // The connection is lost with the message: RabbitMQ already has it back.
@@ -203,5 +195,5 @@ func TestAnAcknowledgementThatCannotBeSentIsAnError(t *testing.T) {
 	c, consumer, d := claim(t, event)
 	s := &fakeStore{finish: consumer.Close}
 	require.ErrorContains(t, newWorker(s).Process(t.Context(), d), "acknowledge id-1")
-	require.Equal(t, 1, contracttest.Ready(t, contracttest.Channel(t, c), c.Queue))
+	contracttest.Waiting(t, contracttest.Channel(t, c), c.Queue, 1)
 }

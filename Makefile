@@ -1,0 +1,61 @@
+# make help lists what there is to do. Everything needs Go; what else is needed
+# is installed on Debian when root runs it, or named when it is missing.
+
+SHELL       := /bin/bash
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+PKG         ?= work
+RUN         ?= .
+# The race detector needs a C compiler.
+RACE        := $(shell command -v $$(go env CC) >/dev/null && echo -race)
+MODULES      = $(shell go list -m -f '{{.Dir}}')
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+SCRIPTS     := build-images.sh .ci/run
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: demo
+demo: build ## the tutorial's five events on this machine, without a cluster
+	@bin/sandbox demo
+
+.PHONY: up
+up: build ## the same without an end: prints an address, Ctrl-C takes it down
+	@bin/sandbox up
+
+.PHONY: build
+build: ## build the programs into bin/
+	@echo "building into bin/ (the first time takes some minutes: SQLite is compiled too)"
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ \
+		./services/complex-app ./services/processor-job ./services/sandbox/cmd/sandbox
+
+.PHONY: test
+test: build ## all tests on a real RabbitMQ and database; PKG=./services/… RUN=TestName pick some
+	@[ -n "$(RACE)" ] || echo "no C compiler: testing without the race detector"
+	@bin/sandbox exec -- go test $(RACE) -run '$(RUN)' $(PKG)
+
+.PHONY: cover
+cover: build ## the tests' coverage, as coverage.html
+	@bin/sandbox exec -- go test -coverpkg=work -coverprofile=coverage.out work
+	@go tool cover -html=coverage.out -o coverage.html
+	@go tool cover -func=coverage.out | tail -1
+
+.PHONY: lint
+lint: ## formatting, go vet, staticcheck, shellcheck
+	@unformatted=$$(gofmt -l services test); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
+	@for tags in '' e2e compose; do go vet -tags "$$tags" work || exit 1; done
+	@for module in $(MODULES); do (cd $$module && go run $(STATICCHECK) -tags e2e,compose ./...) || exit 1; done
+	@command -v shellcheck >/dev/null || { echo "install shellcheck (Debian: apt-get install shellcheck)"; exit 1; }
+	@shellcheck $(SCRIPTS)
+
+.PHONY: e2e
+e2e: ## the tutorial on the cluster of KUBECONFIG, with the registry REPO, LOGIN, PASSWORD
+	@cd test && go test -tags e2e -count=1 -timeout 30m -v ./e2e
+
+.PHONY: e2e-compose
+e2e-compose: ## the tutorial's five events with Docker Compose
+	@cd test && go test -tags compose -count=1 -timeout 30m -v ./compose
+
+.PHONY: clean
+clean: ## delete what the other targets made
+	rm -rf bin coverage.out coverage.html

@@ -1,0 +1,67 @@
+package api_test
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract/queue"
+)
+
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	d := &fakeDeadLetters{dead: []queue.DeadLetter{
+		{ID: "1", Body: "<b>", Reason: "not JSON", Attempts: 1, Job: "processor-job-a", DeadAt: at},
+		{ID: "2", Body: `{"name":"a"}`, Reason: "died", Attempts: 5, SentAt: at, DeadAt: at},
+	}}
+	s := &fakeStore{jobs: map[string]string{"1": "not asked for", "2": "processor-job-b"}}
+	url := serveAll(t, &fakePublisher{}, s, d)
+	want := `[{"id":"1","body":"<b>","reason":"not JSON","attempts":1,"job":"processor-job-a","deadAt":"2026-11-01T12:00:00Z"},
+		{"id":"2","body":"{\"name\":\"a\"}","reason":"died","attempts":5,"job":%q,"sentAt":"2026-11-01T12:00:00Z","deadAt":"2026-11-01T12:00:00Z"}]`
+	a := request(t, http.MethodGet, url+"/dead-letters", "", "")
+	require.Equal(t, http.StatusOK, a.status)
+	require.JSONEq(t, fmt.Sprintf(want, "processor-job-b"), a.body)
+}
+
+func TestDeadLettersWithoutMongoDB(t *testing.T) {
+	t.Parallel()
+	d := &fakeDeadLetters{dead: []queue.DeadLetter{{ID: "1"}}}
+	a := request(t, http.MethodGet, serveAll(t, &fakePublisher{}, &fakeStore{ping: errAway}, d)+"/dead-letters", "", "")
+	require.Equal(t, http.StatusOK, a.status)
+	require.JSONEq(t, `[{"id":"1","body":"","reason":"","attempts":0,"job":""}]`, a.body)
+}
+
+func TestRedrive(t *testing.T) {
+	t.Parallel()
+	d := &fakeDeadLetters{n: 3}
+	url := serveAll(t, &fakePublisher{}, &fakeStore{}, d) + "/dead-letters/redrive"
+	a := request(t, http.MethodPost, url, "", "")
+	require.Equal(t, http.StatusOK, a.status)
+	require.JSONEq(t, `{"redriven":3}`, a.body)
+	require.Empty(t, d.id)
+	require.Equal(t, http.StatusOK, request(t, http.MethodPost, url+"?id=a%26b", "", "").status)
+	require.Equal(t, "a&b", d.id)
+
+	requireProblem(t, request(t, http.MethodPost, url+"?id=", "", ""), http.StatusBadRequest, "id is empty")
+	requireProblem(t, request(t, http.MethodPost, url+"?ids=1", "", ""), http.StatusBadRequest, `unknown field "ids"`)
+	requireProblem(t, request(t, http.MethodGet, url, "", ""), http.StatusMethodNotAllowed, "Allow")
+	d.err = fmt.Errorf("%w: a", queue.ErrNoDeadLetter)
+	requireProblem(t, request(t, http.MethodPost, url+"?id=a", "", ""), http.StatusNotFound, "no dead letter with this id: a")
+}
+
+func TestDeadLettersWithoutRabbitMQ(t *testing.T) {
+	t.Parallel()
+	d := &fakeDeadLetters{err: fmt.Errorf("%w: %w", queue.ErrUnavailable, errAway)}
+	url := serveAll(t, &fakePublisher{}, &fakeStore{}, d)
+	for _, a := range []answer{
+		request(t, http.MethodGet, url+"/dead-letters", "", ""),
+		request(t, http.MethodPost, url+"/dead-letters/redrive", "", ""),
+	} {
+		requireProblem(t, a, http.StatusServiceUnavailable, "RabbitMQ is not available")
+		require.NotContains(t, a.body, "10.0.0.7")
+	}
+}
