@@ -21,7 +21,9 @@ type settings struct {
 	// ClaimTimeout is how long to wait for a message in an empty queue.
 	ClaimTimeout time.Duration `split_words:"true" default:"5s"`
 	// RetryTimeout is how long to keep trying RabbitMQ or MongoDB at each step.
-	RetryTimeout time.Duration `split_words:"true" default:"30s"`
+	// In an outage each Job fails after this time and KEDA starts another: the
+	// longer, the fewer.
+	RetryTimeout time.Duration `split_words:"true" default:"2m"`
 	// ProbeAddr serves /readyz, which succeeds once a message is claimed.
 	ProbeAddr string     `split_words:"true" default:":8081"`
 	PodName   string     `split_words:"true"` // the host's name by default
