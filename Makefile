@@ -48,6 +48,10 @@ lint: ## formatting, go vet, staticcheck, shellcheck
 	@command -v shellcheck >/dev/null || { echo "install shellcheck (Debian: apt-get install shellcheck)"; exit 1; }
 	@shellcheck $(SCRIPTS)
 
+.PHONY: redrive
+redrive: ## send dead letters back: URL=http://localhost:8080, ID=… for one of them
+	@curl -sS --fail-with-body -X POST --get $(if $(ID),--data-urlencode 'id=$(ID)') $(or $(URL),http://localhost:8080)/dead-letters/redrive
+
 .PHONY: e2e
 e2e: ## the tutorial on the cluster of KUBECONFIG, with the registry REPO, LOGIN, PASSWORD
 	@cd test && go test -tags e2e -count=1 -timeout 30m -v ./e2e

@@ -64,7 +64,7 @@ func (a *api) redrive(w http.ResponseWriter, r *http.Request) error {
 	defer cancel()
 	n, err := a.dead.Redrive(ctx, values.Get("id"))
 	if err != nil {
-		return fmt.Errorf("after %d redriven: %w", n, err)
+		return fmt.Errorf("redrive: %w", err)
 	}
 	return writeJSON(w, http.StatusOK, redriven{n})
 }
