@@ -135,8 +135,15 @@ func (d *Delivery) ID() string { return d.raw.MessageId }
 // Ack removes the message from the queue.
 func (d *Delivery) Ack() error { return d.raw.Ack(false) }
 
-// Return puts the message back for another consumer.
-func (d *Delivery) Return() error { return d.raw.Nack(false, true) }
+// Return puts the message back for another consumer. When it counts, it goes
+// towards MaxAttempts, as a lost connection does; else it does not, on RabbitMQ 4
+// at least: 3.x counts it all the same.
+func (d *Delivery) Return(counts bool) error {
+	if counts {
+		return d.raw.Reject(true)
+	}
+	return d.raw.Nack(false, true)
+}
 
 // DeadLetter moves the message to the dead-letter queue with its reason. It is
 // published there before it is removed here: when the worker dies in between

@@ -146,7 +146,7 @@ func deadLetter(d amqp.Delivery) DeadLetter {
 	// The broker did. Its counters have gone on since, with every look.
 	dead.Reason, dead.Attempts = header[string](d, "x-first-death-reason"), int(before)+1
 	if dead.Reason == "delivery_limit" {
-		dead.Reason, dead.Attempts = fmt.Sprintf("delivered %d times and never acknowledged: its worker died each time", MaxAttempts), int(before)+MaxAttempts
+		dead.Reason, dead.Attempts = fmt.Sprintf("delivered %d times and never acknowledged: each time its worker died or was stopped", MaxAttempts), int(before)+MaxAttempts
 	}
 	if deaths := header[[]any](d, "x-death"); len(deaths) > 0 {
 		if death, ok := deaths[0].(amqp.Table); ok {

@@ -67,7 +67,7 @@ func TestDeadLettersAreListedAndStay(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "killer", dead[0].ID)
 	require.Equal(t, `{"name":"имя","content":"a&b"}`, dead[0].Body)
-	require.Contains(t, dead[0].Reason, "its worker died each time")
+	require.Contains(t, dead[0].Reason, "its worker died or was stopped")
 	require.Equal(t, queue.MaxAttempts, dead[0].Attempts)
 	require.Equal(t, sent.SentAt.UnixMilli(), dead[0].SentAt.UnixMilli())
 	require.WithinRange(t, dead[0].DeadAt, before, time.Now().Add(time.Minute))

@@ -17,7 +17,7 @@ import (
 
 const (
 	// MaxAttempts is how often a message is delivered before the broker moves
-	// it to the dead-letter queue.
+	// it to the dead-letter queue, not counting what Return says does not count.
 	MaxAttempts = 5
 
 	// A stalled connection is given up after three missed heartbeats.

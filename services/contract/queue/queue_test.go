@@ -230,9 +230,24 @@ func TestAReturnedMessageComesAgainAndCountsItsAttempts(t *testing.T) {
 		d, err := consumer.Claim(t.Context(), contracttest.Patience)
 		require.NoError(t, err)
 		require.Equal(t, attempt, d.Attempt)
-		require.NoError(t, d.Return())
+		require.NoError(t, d.Return(false))
 		require.NoError(t, consumer.Close())
 	}
+}
+
+// Work that never fits into its Job's deadline must not go on for ever.
+func TestAMessageThatIsReturnedEachTimeEndsAsADeadLetter(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	require.NoError(t, publisher(t, c).Publish(t.Context(), message("too long")))
+	for range queue.MaxAttempts {
+		consumer := contracttest.Consumer(t, c)
+		d, err := consumer.Claim(t.Context(), contracttest.Patience)
+		require.NoError(t, err)
+		require.NoError(t, d.Return(true))
+		require.NoError(t, consumer.Close())
+	}
+	require.Equal(t, "too long", deadLetter(t, c).MessageId)
 }
 
 // A consumer that dies with its message each time is the message that kills
@@ -312,7 +327,7 @@ func TestDeadLetterWithoutItsQueueLosesNothing(t *testing.T) {
 	_, err = ch.QueueDelete(c.DeadQueue(), false, false, false)
 	require.NoError(t, err)
 	require.ErrorContains(t, d.DeadLetter(t.Context(), "odd", "job"), "is gone")
-	require.NoError(t, d.Return())
+	require.NoError(t, d.Return(false))
 	require.NoError(t, consumer.Close())
 	contracttest.Waiting(t, ch, c.Queue, 1)
 }

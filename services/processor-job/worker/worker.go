@@ -57,18 +57,18 @@ func (w Worker) Process(ctx context.Context, d *queue.Delivery) error {
 		return d.Ack()
 	}
 	if err != nil {
-		return giveBack(d, err)
+		return giveBack(ctx, d, err)
 	}
 	log.Info("stored, working", "for", w.ProcessingTime.String())
 
 	if err := w.work(ctx); err != nil {
-		return giveBack(d, err)
+		return giveBack(ctx, d, err)
 	}
 	err = Retry(ctx, w.RetryTimeout, log, func(ctx context.Context) error {
 		return w.Store.Finish(ctx, m.ID)
 	})
 	if err != nil {
-		return giveBack(d, err)
+		return giveBack(ctx, d, err)
 	}
 	if err := d.Ack(); err != nil {
 		return fmt.Errorf("acknowledge %s: %w", m.ID, err)
@@ -88,8 +88,11 @@ func (w Worker) work(ctx context.Context) error {
 	}
 }
 
-func giveBack(d *queue.Delivery, reason error) error {
-	if err := d.Return(); err != nil {
+// giveBack lets another Job have the message. It is one of the message's attempts
+// when this Job was told to stop: work that always takes too long for the Job's
+// deadline must end as a dead letter. An outage of MongoDB is not its fault.
+func giveBack(ctx context.Context, d *queue.Delivery, reason error) error {
+	if err := d.Return(ctx.Err() != nil); err != nil {
 		// there is no connection, and RabbitMQ takes the message back by itself
 		return fmt.Errorf("message %q goes back to the queue: %w", d.ID(), reason)
 	}
@@ -99,10 +102,10 @@ func giveBack(d *queue.Delivery, reason error) error {
 // giveUp works even when ctx has ended, so that such a message is not tried
 // again only because its first Job was told to stop.
 func (w Worker) giveUp(ctx context.Context, d *queue.Delivery, reason error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deadLetterTimeout)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), deadLetterTimeout)
 	defer cancel()
-	if err := d.DeadLetter(ctx, reason.Error(), w.Job); err != nil {
-		return giveBack(d, err)
+	if err := d.DeadLetter(limited, reason.Error(), w.Job); err != nil {
+		return giveBack(ctx, d, err)
 	}
 	return fmt.Errorf("message %q was moved to the dead-letter queue: %w", d.ID(), reason)
 }
