@@ -1,5 +1,6 @@
 // processor-job takes one message from RabbitMQ, stores it in MongoDB, works on
-// it, acknowledges it and exits. KEDA starts one such Job for each message.
+// it, acknowledges it and exits. KEDA starts one such Job for each message. With
+// MESSAGES=0 it takes one message after the other, as a Deployment's pod does.
 package main
 
 import (
@@ -48,7 +49,8 @@ func main() {
 	}
 }
 
-// run processes at most one message. An empty queue is not an error.
+// run processes as many messages as the settings say, one after the other. An
+// empty queue is not an error.
 func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	probe, err := startProbe(s.ProbeAddr)
 	if err != nil {
@@ -78,25 +80,58 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 		}
 	}()
 
-	delivery, err := consumer.Claim(ctx, s.ClaimTimeout)
-	if errors.Is(err, queue.ErrEmpty) {
-		log.Info("the queue is empty, nothing to do", "waited", s.ClaimTimeout.String())
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	probe.setReady()
-
-	// Without its connection this Job no longer owns the message: stop at once.
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		<-consumer.Lost()
-		cancel(errors.New("the connection to RabbitMQ was lost, another Job gets the message"))
-	}()
+	working, cancel := workingContext(ctx, s.StopGrace, consumer)
+	defer cancel()
 	w := worker.Worker{Store: store, Job: s.PodName, ProcessingTime: s.ProcessingTime, RetryTimeout: s.RetryTimeout, Log: log}
-	return w.Process(ctx, delivery)
+	if s.stays() {
+		probe.setReady() // for messages, not for one of them
+	}
+	for taken := 0; s.stays() || taken < s.Messages; taken++ {
+		delivery, err := consumer.Claim(ctx, s.ClaimTimeout)
+		switch {
+		case s.stays() && errors.Is(err, queue.ErrEmpty):
+			continue
+		case s.stays() && ctx.Err() != nil:
+			log.Info("told to stop, with no message at hand", "reason", context.Cause(ctx).Error())
+			return nil
+		case errors.Is(err, queue.ErrEmpty):
+			log.Info("the queue is empty, nothing to do", "waited", s.ClaimTimeout.String())
+			return nil
+		case err != nil:
+			return err
+		}
+		probe.setReady()
+		err = w.Process(working, delivery)
+		if s.stays() && errors.Is(err, worker.ErrDeadLetter) {
+			log.Error("failed", "reason", err.Error()) // this message has, others may not
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// workingContext is for the message at hand. It outlives ctx, which ends with
+// SIGTERM, by the given time. It ends at once when the connection does, because
+// RabbitMQ then gives the message to somebody else.
+func workingContext(ctx context.Context, grace time.Duration, consumer *queue.Consumer) (context.Context, func()) {
+	working, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	go func() {
+		select {
+		case <-consumer.Lost():
+			cancel(errors.New("the connection to RabbitMQ was lost, another worker gets the message"))
+		case <-ctx.Done():
+			select {
+			case <-time.After(grace):
+				cancel(context.Cause(ctx))
+			case <-working.Done():
+			}
+		case <-working.Done():
+		}
+	}()
+	return working, func() { cancel(nil) }
 }
 
 // connect reaches MongoDB and RabbitMQ, both at once. No message is claimed

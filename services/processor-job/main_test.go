@@ -239,12 +239,82 @@ func TestStoppedBeforeItClaims(t *testing.T) {
 	contracttest.Waiting(t, ch, q.Queue, 0)
 }
 
+func TestItStaysForOneMessageAfterTheOther(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	j := start(t, q, db, "MESSAGES=0")
+	require.Eventually(t, j.isReady, contracttest.Patience, contracttest.Tick, "ready before any message")
+	for i := range 3 {
+		publish(t, ch, q, fmt.Sprint("id-", i), `{"name":"a"}`)
+	}
+	publish(t, ch, q, "odd", "not JSON")
+	publish(t, ch, q, "id-3", `{"name":"a"}`)
+	require.Eventually(t, func() bool { return done(stored(t, db)) == 4 }, contracttest.Patience, contracttest.Tick, "a dead letter does not end it")
+	contracttest.Waiting(t, ch, q.DeadQueue(), 1)
+	require.NoError(t, j.cmd.Process.Signal(syscall.SIGTERM))
+	code, last := j.wait(t)
+	require.Zero(t, code)
+	require.Contains(t, last, "no message at hand")
+}
+
+func done(all []records.Record) (n int) {
+	for _, r := range all {
+		if r.Status == records.Done {
+			n++
+		}
+	}
+	return n
+}
+
+// After SIGTERM it takes no new message, and finishes the one at hand when there
+// is time for that.
+func TestStayingItFinishesTheMessageAtHand(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	publish(t, ch, q, "at hand", `{"name":"a"}`)
+	publish(t, ch, q, "next", `{"name":"b"}`)
+	j := start(t, q, db, "MESSAGES=0", "PROCESSING_TIME=1s", "STOP_GRACE=1h")
+	require.Eventually(t, func() bool { return len(stored(t, db)) == 1 }, contracttest.Patience, contracttest.Tick)
+	require.NoError(t, j.cmd.Process.Signal(syscall.SIGTERM))
+	code, _ := j.wait(t)
+	require.Zero(t, code)
+	all := stored(t, db)
+	require.Len(t, all, 1)
+	require.Equal(t, records.Done, all[0].Status)
+	contracttest.Waiting(t, ch, q.Queue, 1)
+}
+
+func TestStayingItGivesTheMessageBackWhenThereIsNoTime(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	publish(t, ch, q, "at hand", `{"name":"a"}`)
+	j := start(t, q, db, "MESSAGES=0", "PROCESSING_TIME=1h", "STOP_GRACE=500ms")
+	require.Eventually(t, func() bool { return len(stored(t, db)) == 1 }, contracttest.Patience, contracttest.Tick)
+	require.NoError(t, j.cmd.Process.Signal(syscall.SIGTERM))
+	code, last := j.wait(t)
+	require.Equal(t, 1, code)
+	require.Contains(t, last, "given back")
+	contracttest.Waiting(t, ch, q.Queue, 1)
+}
+
+func TestSeveralMessagesThenTheExit(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	for i := range 3 {
+		publish(t, ch, q, fmt.Sprint("id-", i), `{"name":"a"}`)
+	}
+	code, _ := start(t, q, db, "MESSAGES=2").wait(t)
+	require.Zero(t, code)
+	require.Equal(t, 2, done(stored(t, db)))
+	contracttest.Waiting(t, ch, q.Queue, 1)
+}
+
 func TestBadConfiguration(t *testing.T) {
 	t.Parallel()
 	q, db, _ := setup(t)
-	code, last := start(t, q, db, "PROCESSING_TIME=20", "RETRY_TIMEOUT=-1s", "RABBITMQ_PORT=tcp://10.0.0.1:5672").wait(t)
+	code, last := start(t, q, db, "PROCESSING_TIME=20", "RETRY_TIMEOUT=-1s", "MESSAGES=many", "LOG_LEVEL=loud", "RABBITMQ_PORT=tcp://10.0.0.1:5672").wait(t)
 	require.Equal(t, 1, code)
-	for _, problem := range []string{"PROCESSING_TIME", "RETRY_TIMEOUT: is negative", "enableServiceLinks: false"} {
+	for _, problem := range []string{"PROCESSING_TIME", "RETRY_TIMEOUT: is negative", `MESSAGES: "many" is not a whole number`, `LOG_LEVEL: "loud" is not one of debug`, "enableServiceLinks: false"} {
 		require.Contains(t, last, problem)
 	}
 }

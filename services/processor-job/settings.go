@@ -15,6 +15,12 @@ type settings struct {
 	RabbitMQ queue.Config
 	MongoDB  records.Config
 
+	// Messages is how many messages to take, one after the other, before the
+	// exit. 0 means until told to stop.
+	Messages int `default:"1"`
+	// StopGrace is how long the message at hand may still take after SIGTERM. By
+	// then it is given back. Keep it below the pod's grace period.
+	StopGrace time.Duration `split_words:"true" default:"0s"`
 	// ProcessingTime stands in for the work. RabbitMQ takes a message back after
 	// its consumer_timeout, 30 minutes by default: raise that for longer work.
 	ProcessingTime time.Duration `split_words:"true" default:"20s"`
@@ -30,15 +36,20 @@ type settings struct {
 	LogLevel  slog.Level `split_words:"true" default:"info"`
 }
 
+func (s *settings) stays() bool { return s.Messages == 0 }
+
 // Validate names every problem and fills in the pod's name.
 func (s *settings) Validate() error {
 	problems := []error{s.RabbitMQ.Validate(), s.MongoDB.Validate()}
 	for name, d := range map[string]time.Duration{
-		"PROCESSING_TIME": s.ProcessingTime, "CLAIM_TIMEOUT": s.ClaimTimeout, "RETRY_TIMEOUT": s.RetryTimeout,
+		"PROCESSING_TIME": s.ProcessingTime, "CLAIM_TIMEOUT": s.ClaimTimeout, "RETRY_TIMEOUT": s.RetryTimeout, "STOP_GRACE": s.StopGrace,
 	} {
 		if d < 0 {
 			problems = append(problems, errors.New(name+": is negative"))
 		}
+	}
+	if s.Messages < 0 {
+		problems = append(problems, errors.New("MESSAGES: is negative"))
 	}
 	if s.PodName == "" {
 		host, err := os.Hostname()

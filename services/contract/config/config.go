@@ -49,6 +49,10 @@ func expected(typeName string) string {
 		return "a duration; give a number and a unit, such as 20s or 5m"
 	case "bool":
 		return "true or false"
+	case "int":
+		return "a whole number"
+	case "slog.Level":
+		return "one of debug, info, warn and error"
 	default:
 		return "of type " + typeName
 	}

@@ -31,8 +31,12 @@ const (
 	deliveryCount = "x-delivery-count"
 )
 
-// pollInterval is how often Claim asks an empty queue.
-const pollInterval = 100 * time.Millisecond
+// Claim asks an empty queue again after these pauses, which grow: a Job's
+// message is there at once, a worker that stays may wait for long.
+const (
+	minPoll = 50 * time.Millisecond
+	maxPoll = time.Second
+)
 
 // Consumer claims messages one at a time.
 type Consumer struct {
@@ -88,9 +92,7 @@ func Connect(ctx context.Context, c Config, name string) (*Consumer, error) {
 // this one is acknowledged.
 func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, error) {
 	deadline := time.After(wait)
-	poll := time.NewTicker(pollInterval)
-	defer poll.Stop()
-	for {
+	for pause := minPoll; ; pause = min(2*pause, maxPoll) {
 		raw, ok, err := c.ch.Get(c.cfg.Queue, false)
 		if err != nil {
 			return nil, fmt.Errorf("get from %s: %w", c.cfg.Queue, err)
@@ -99,7 +101,7 @@ func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, er
 			return &Delivery{Attempt: attempt(raw), raw: raw, c: c}, nil
 		}
 		select {
-		case <-poll.C:
+		case <-time.After(pause):
 		case <-deadline:
 			return nil, ErrEmpty
 		case <-ctx.Done():

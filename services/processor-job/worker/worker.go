@@ -13,6 +13,10 @@ import (
 	"keda-p2/services/contract/records"
 )
 
+// ErrDeadLetter is returned for a message that can never be processed. It is in
+// the dead-letter queue then.
+var ErrDeadLetter = errors.New("moved to the dead-letter queue")
+
 // deadLetterTimeout bounds the wait for RabbitMQ to confirm a dead letter.
 const deadLetterTimeout = 5 * time.Second
 
@@ -107,5 +111,5 @@ func (w Worker) giveUp(ctx context.Context, d *queue.Delivery, reason error) err
 	if err := d.DeadLetter(limited, reason.Error(), w.Job); err != nil {
 		return giveBack(ctx, d, err)
 	}
-	return fmt.Errorf("message %q was moved to the dead-letter queue: %w", d.ID(), reason)
+	return fmt.Errorf("message %q was %w: %w", d.ID(), ErrDeadLetter, reason)
 }
