@@ -10,22 +10,38 @@ import (
 // pingTimeout is shorter than a probe's patience.
 const pingTimeout = time.Second
 
+// The names of what the service needs.
+const (
+	rabbitMQ = "RabbitMQ"
+	mongoDB  = "MongoDB"
+)
+
 // healthz says that the process runs. It looks at no other service: a restart
 // of this one would mend none of them.
 func (a *api) healthz(w http.ResponseWriter, _ *http.Request) error {
 	return ok(w)
 }
 
-// readyz says whether requests can be served now, or names what is missing.
+// readyz says whether requests can be served now, or names what is missing:
+// GET /readyz?exclude=…. What is excluded, as in the API server's own /readyz, is
+// not looked at.
 func (a *api) readyz(w http.ResponseWriter, r *http.Request) error {
+	values, err := parseParameters(r.URL.RawQuery, "exclude")
+	if err != nil {
+		return err
+	}
+	exclude := values.Get("exclude")
+	if values.Has("exclude") && exclude != rabbitMQ && exclude != mongoDB {
+		return badRequest("exclude must be " + rabbitMQ + " or " + mongoDB)
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), pingTimeout)
 	defer cancel()
 	var missing notReady
-	if a.publisher.Ready() != nil {
-		missing = append(missing, "RabbitMQ")
+	if exclude != rabbitMQ && a.publisher.Ready() != nil {
+		missing = append(missing, rabbitMQ)
 	}
-	if a.store.Ping(ctx) != nil {
-		missing = append(missing, "MongoDB")
+	if exclude != mongoDB && a.store.Ping(ctx) != nil {
+		missing = append(missing, mongoDB)
 	}
 	if missing != nil {
 		return missing

@@ -38,6 +38,15 @@ func TestReadyz(t *testing.T) {
 	}
 }
 
+func TestReadyzExclude(t *testing.T) {
+	t.Parallel()
+	url := serve(t, &fakePublisher{notReady: errAway}, &fakeStore{})
+	require.Equal(t, http.StatusOK, request(t, http.MethodGet, url+"/readyz?exclude=RabbitMQ", "", "").status)
+	requireProblem(t, request(t, http.MethodGet, url+"/readyz?exclude=MongoDB", "", ""), http.StatusServiceUnavailable, "waiting for RabbitMQ")
+	requireProblem(t, request(t, http.MethodGet, url+"/readyz?exclude=", "", ""), http.StatusBadRequest, "exclude must be RabbitMQ or MongoDB")
+	requireProblem(t, request(t, http.MethodGet, url+"/readyz?include=MongoDB", "", ""), http.StatusBadRequest, "unknown field")
+}
+
 func TestWrongPathsAndMethods(t *testing.T) {
 	t.Parallel()
 	url := serve(t, &fakePublisher{}, &fakeStore{})
