@@ -1,0 +1,197 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/test/tutorial"
+)
+
+// service is complex-app's address, as the tutorial writes it.
+const service = "http://complex-app-keda-service"
+
+// cluster is a namespace of its own on the cluster of KUBECONFIG, and a copy of
+// the project to type the tutorial's commands in.
+type cluster struct {
+	tutorial.Shell
+	namespace string
+}
+
+// newCluster makes both, and removes them when the test ends.
+func newCluster(t *testing.T) cluster {
+	t.Helper()
+	for _, name := range []string{"KUBECONFIG", "REPO", "LOGIN", "PASSWORD"} {
+		require.NotEmpty(t, os.Getenv(name), "set %s: this test needs KUBECONFIG, a cluster with KEDA, and REPO, LOGIN and PASSWORD, a registry that the cluster can pull from", name)
+	}
+	tutorial.NeedProgram(t, "docker")
+	tutorial.NeedProgram(t, "kubectl")
+
+	dir := filepath.Join(t.TempDir(), "keda-p2")
+	c := cluster{
+		Shell:     tutorial.Shell{Dir: dir, Env: []string{"KUBECONFIG=" + filepath.Join(dir, "kubeconfig")}},
+		namespace: fmt.Sprintf("keda-p2-e2e-%d", time.Now().Unix()),
+	}
+	copyProject(t, dir, c.namespace)
+
+	// The tutorial's commands name no namespace, so the current one must be ours:
+	// in a copy of the configuration, not in the user's.
+	config := tutorial.Shell{Dir: dir}.Run(t, "kubectl", "config", "view", "--raw", "--minify", "--flatten")
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "kubeconfig"), []byte(config), 0o600))
+	c.Run(t, "kubectl", "config", "set-context", "--current", "--namespace", c.namespace)
+	_, err := c.Try(t.Context(), "", "kubectl", "get", "crd", "scaledjobs.keda.sh")
+	require.NoError(t, err, "install KEDA first")
+
+	c.Run(t, "kubectl", "create", "namespace", c.namespace)
+	t.Cleanup(func() { c.remove(context.WithoutCancel(t.Context()), t) })
+	return c
+}
+
+// copyProject copies what the tutorial uses, so that build-images.sh changes no
+// file of the working tree, and does what the tutorial and deploy/00-secret.yaml
+// tell the reader to edit.
+func copyProject(t *testing.T, dir, namespace string) {
+	t.Helper()
+	root := tutorial.Root(t)
+	for _, folder := range []string{"deploy", "services"} {
+		require.NoError(t, os.CopyFS(filepath.Join(dir, folder), os.DirFS(filepath.Join(root, folder))))
+	}
+	require.NoError(t, os.RemoveAll(filepath.Join(dir, "deploy", "00-registry-secret.yaml")))
+
+	script, err := os.ReadFile(filepath.Join(root, "build-images.sh"))
+	require.NoError(t, err)
+	for _, name := range []string{"REPO", "LOGIN", "PASSWORD"} {
+		quoted := strings.ReplaceAll(os.Getenv(name), `'`, `'\''`)
+		script = replaceOnce(t, script, "\n"+name+"='<"+name+">'", "\n"+name+"='"+quoted+"'")
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "build-images.sh"), script, 0o700))
+
+	secret := filepath.Join(dir, "deploy", "00-secret.yaml")
+	manifest, err := os.ReadFile(secret)
+	require.NoError(t, err)
+	manifest = replaceOnce(t, manifest, "rabbitmq.default.svc", "rabbitmq."+namespace+".svc")
+	require.NoError(t, os.WriteFile(secret, manifest, 0o600))
+}
+
+func replaceOnce(t *testing.T, in []byte, from, to string) []byte {
+	t.Helper()
+	require.Equal(t, 1, strings.Count(string(in), from), "%q", from)
+	return []byte(strings.Replace(string(in), from, to, 1))
+}
+
+// remove deletes the namespace. A failed test first tells what stood in it.
+func (c cluster) remove(ctx context.Context, t *testing.T) {
+	if t.Failed() {
+		for _, args := range [][]string{
+			{"get", "all,scaledjobs,pvc", "-o", "wide"},
+			{"get", "events", "--sort-by", ".lastTimestamp"},
+			{"logs", "-l", "app.kubernetes.io/name=complex-app", "--prefix", "--tail", "30"},
+			{"logs", "-l", "app.kubernetes.io/name=processor-job", "--prefix", "--tail", "30"},
+		} {
+			out, err := c.Try(ctx, "", "kubectl", args...)
+			t.Logf("kubectl %s\n%s%v", strings.Join(args, " "), out, err)
+		}
+	}
+	// its sleep does not listen to SIGTERM
+	_, err := c.Try(ctx, "", "kubectl", "delete", "pod", "client", "--ignore-not-found", "--now")
+	assert.NoError(t, err)
+	volumes := c.volumesToRetain(ctx, t)
+	if len(volumes) > 0 {
+		c.empty(ctx, t)
+	}
+	_, err = c.Try(ctx, "", "kubectl", "delete", "namespace", c.namespace, "--timeout", "3m")
+	assert.NoError(t, err)
+	for _, volume := range volumes {
+		_, err := c.Try(ctx, "", "kubectl", "patch", "pv", volume, "--type", "merge", "-p", `{"spec":{"claimRef":null}}`)
+		assert.NoError(t, err)
+	}
+}
+
+// volumesToRetain names our volumes that the cluster keeps when their claims are
+// deleted. Nobody would ever use them again, and a cluster whose volumes were
+// made by hand runs out of them: so they are emptied and given back.
+func (c cluster) volumesToRetain(ctx context.Context, t *testing.T) []string {
+	var volumes struct {
+		Items []struct {
+			Metadata struct{ Name string }
+			Spec     struct {
+				ClaimRef                      struct{ Namespace string }
+				PersistentVolumeReclaimPolicy string
+			}
+		}
+	}
+	out, err := c.Try(ctx, "", "kubectl", "get", "pv", "-o", "json")
+	if err != nil {
+		t.Logf("cannot see whether volumes stay behind: %v", err)
+		return nil
+	}
+	assert.NoError(t, json.Unmarshal([]byte(out), &volumes))
+	var names []string
+	for _, v := range volumes.Items {
+		if v.Spec.ClaimRef.Namespace == c.namespace && v.Spec.PersistentVolumeReclaimPolicy == "Retain" {
+			names = append(names, v.Metadata.Name)
+		}
+	}
+	return names
+}
+
+// empty replaces each server by a program that deletes its data: the pod is the
+// same otherwise, and so has the volume and the right to write to it.
+func (c cluster) empty(ctx context.Context, t *testing.T) {
+	for name, data := range map[string]string{"rabbitmq": "/var/lib/rabbitmq/mnesia", "mongodb": "/data/db"} {
+		patch := fmt.Sprintf(`{"spec":{"template":{"spec":{"containers":[{"name":%q,"command":["find",%q,"-mindepth","1","-delete"]}]}}}}`, name, data)
+		_, err := c.Try(ctx, "", "kubectl", "patch", "statefulset", name, "-p", patch)
+		assert.NoError(t, err)
+		assert.EventuallyWithT(t, func(collect *assert.CollectT) {
+			out, err := c.Try(ctx, "", "kubectl", "get", "pod", name+"-0", "-o", "jsonpath={.status.containerStatuses[0].lastState.terminated.reason}")
+			assert.NoError(collect, err)
+			assert.Equal(collect, "Completed", out)
+		}, 2*time.Minute, time.Second)
+	}
+}
+
+// typed runs lines in a curl pod's shell, as the tutorial has the reader type
+// them there, and returns what they print. The shell has no terminal, hence -i
+// instead of -it.
+func (c cluster) typed(t *testing.T, lines string) string {
+	t.Helper()
+	out, err := c.Try(t.Context(), lines, "kubectl", "run", "-i", "--rm", "--quiet", "curl-pod",
+		"--image=curlimages/curl", "--image-pull-policy=IfNotPresent", "--", "/bin/sh")
+	require.NoError(t, err)
+	return out
+}
+
+// curl runs curl in a pod that stays: its standard output.
+func (c cluster) curl(ctx context.Context, args ...string) (string, error) {
+	return c.Try(ctx, "", "kubectl", append([]string{"exec", "client", "--", "curl", "--silent", "--show-error", "--max-time", "20"}, args...)...)
+}
+
+// data is the answer to GET /data.
+func (c cluster) data(t require.TestingT, ctx context.Context) []tutorial.Record {
+	out, err := c.curl(ctx, "--fail", service+"/data")
+	require.NoError(t, err)
+	var records []tutorial.Record
+	require.NoError(t, json.Unmarshal([]byte(out), &records), "%s", out)
+	return records
+}
+
+// waitForRecords waits until there are n records that fulfil the condition.
+func (c cluster) waitForRecords(t *testing.T, limit time.Duration, condition func([]tutorial.Record) bool) []tutorial.Record {
+	t.Helper()
+	var records []tutorial.Record
+	tutorial.Eventually(t, limit, func(collect *assert.CollectT) {
+		records = c.data(collect, t.Context())
+		require.True(collect, condition(records), "records: %+v", records)
+	})
+	return records
+}
