@@ -60,6 +60,10 @@ e2e: ## the tutorial on the cluster of KUBECONFIG, with the registry REPO, LOGIN
 e2e-compose: ## the tutorial's five events with Docker Compose
 	@cd test && go test -tags compose -count=1 -timeout 30m -v ./compose
 
+.PHONY: scaling
+scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts,… PICTURES=folder
+	@cd test && go run ./scaling $(if $(LOADS),-loads $(LOADS)) $(if $(PICTURES),-picture $(abspath $(PICTURES)))
+
 .PHONY: clean
 clean: ## delete what the other targets made
 	rm -rf bin coverage.out coverage.html
