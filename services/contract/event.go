@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -64,9 +65,16 @@ func (e Event) Encode() ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
+// JSON writes a character beyond U+FFFF as a pair of escapes. Half of a pair is no
+// character, and encoding/json would replace it silently.
+var (
+	pair = regexp.MustCompile(`(?i)\\\\|\\ud[89ab]..\\ud[c-f]..`) // or an escaped backslash
+	half = regexp.MustCompile(`(?i)\\ud[89a-f]`)
+)
+
 // Decode reads one valid event from JSON. It is strict, because whatever it
-// passed over would be lost without a word: an unknown field, a second value or
-// invalid UTF-8 is an ErrInvalid.
+// passed over would be lost without a word: an unknown field, a second value,
+// invalid UTF-8 or half a character is an ErrInvalid.
 func Decode(body []byte) (Event, error) {
 	// encoding/json would replace invalid UTF-8 silently
 	if !utf8.Valid(body) {
@@ -80,6 +88,9 @@ func Decode(body []byte) (Event, error) {
 	}
 	if _, err := dec.Token(); err != io.EOF {
 		return Event{}, fmt.Errorf("%w: there is more after the JSON object", ErrInvalid)
+	}
+	if half.Match(pair.ReplaceAll(body, []byte(" "))) {
+		return Event{}, fmt.Errorf(`%w: there is half a character, such as \ud83d without its other half`, ErrInvalid)
 	}
 	return e, e.Validate()
 }
@@ -96,7 +107,7 @@ func explain(err error) string {
 		return "the JSON ends too early"
 	}
 	if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		return fmt.Sprintf("unknown field %s; only name and content are allowed", field)
+		return fmt.Sprintf("unknown field %.80s; only name and content are allowed", field)
 	}
 	return "not JSON: " + err.Error()
 }

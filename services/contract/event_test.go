@@ -32,6 +32,11 @@ func TestDecode(t *testing.T) {
 		{name: "an array", body: `[{"name":"a"}]`, problem: "a JSON array, not an object"},
 		{name: "an unknown field", body: `{"name":"a","contents":"b"}`, problem: `unknown field "contents"`},
 		{name: "two events", body: `{"name":"a"}{"name":"b"}`, problem: "more after"},
+		{name: "an unknown field with a long name", body: `{"` + long + `":1}`, problem: "only name and content"},
+		{name: "a pair of escapes", body: `{"name":"\ud83d\uDE00 \\ud83d"}`, want: contract.Event{Name: `😀 \ud83d`}},
+		{name: "half a pair", body: `{"name":"a","content":"\ud83d"}`, problem: "half a character"},
+		{name: "two halves in the wrong order", body: `{"name":"\ude00\ud83d"}`, problem: "half a character"},
+		{name: "an escaped backslash and half a pair", body: `{"name":"\\\uD83D"}`, problem: "half a character"},
 		{name: "invalid UTF-8", body: "{\"name\":\"a\xff\"}", problem: "not valid UTF-8"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -44,6 +49,7 @@ func TestDecode(t *testing.T) {
 			}
 			require.ErrorIs(t, err, contract.ErrInvalid)
 			require.ErrorContains(t, err, c.problem)
+			require.Less(t, len(err.Error()), 500, "it goes into a header and a log")
 			require.NotContains(t, err.Error(), "contract.Event", "a Go type tells the sender nothing")
 		})
 	}

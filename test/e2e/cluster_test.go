@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -70,23 +72,21 @@ func copyProject(t *testing.T, dir, namespace string) {
 
 	script, err := os.ReadFile(filepath.Join(root, "build-images.sh"))
 	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "build-images.sh"), script, 0o700))
 	for _, name := range []string{"REPO", "LOGIN", "PASSWORD"} {
 		quoted := strings.ReplaceAll(os.Getenv(name), `'`, `'\''`)
-		script = replaceOnce(t, script, "\n"+name+"='<"+name+">'", "\n"+name+"='"+quoted+"'")
+		edit(t, filepath.Join(dir, "build-images.sh"), "\n"+name+"='<"+name+">'", "\n"+name+"='"+quoted+"'")
 	}
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "build-images.sh"), script, 0o700))
-
-	secret := filepath.Join(dir, "deploy", "00-secret.yaml")
-	manifest, err := os.ReadFile(secret)
-	require.NoError(t, err)
-	manifest = replaceOnce(t, manifest, "rabbitmq.default.svc", "rabbitmq."+namespace+".svc")
-	require.NoError(t, os.WriteFile(secret, manifest, 0o600))
+	edit(t, filepath.Join(dir, "deploy", "00-secret.yaml"), "rabbitmq.default.svc", "rabbitmq."+namespace+".svc")
 }
 
-func replaceOnce(t *testing.T, in []byte, from, to string) []byte {
+// edit replaces what occurs once in a file.
+func edit(t *testing.T, file, from, to string) {
 	t.Helper()
-	require.Equal(t, 1, strings.Count(string(in), from), "%q", from)
-	return []byte(strings.Replace(string(in), from, to, 1))
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(string(text), from), "%q in %s", from, file)
+	require.NoError(t, os.WriteFile(file, []byte(strings.Replace(string(text), from, to, 1)), 0o600))
 }
 
 // remove deletes the namespace. A failed test first tells what stood in it.
@@ -176,6 +176,24 @@ func (c cluster) curl(ctx context.Context, args ...string) (string, error) {
 	return c.Try(ctx, "", "kubectl", append([]string{"exec", "client", "--", "curl", "--silent", "--show-error", "--max-time", "20"}, args...)...)
 }
 
+// startClient starts the pod that curl runs in.
+func (c cluster) startClient(t *testing.T) {
+	t.Helper()
+	c.Run(t, "kubectl", "run", "client", "--image=curlimages/curl", "--image-pull-policy=IfNotPresent", "--", "sleep", "infinity")
+	c.Run(t, "kubectl", "wait", "--for=condition=Ready", "pod/client", "--timeout", "2m")
+}
+
+// send sends an event for each name.
+func (c cluster) send(t *testing.T, names ...string) {
+	t.Helper()
+	args := []string{"--fail-early", "--fail", "-X", "POST"}
+	for _, name := range names {
+		args = append(args, service+"/send?name="+name)
+	}
+	_, err := c.curl(t.Context(), args...)
+	require.NoError(t, err)
+}
+
 // data is the answer to GET /data.
 func (c cluster) data(t require.TestingT, ctx context.Context) []tutorial.Record {
 	out, err := c.curl(ctx, "--fail", service+"/data")
@@ -183,6 +201,17 @@ func (c cluster) data(t require.TestingT, ctx context.Context) []tutorial.Record
 	var records []tutorial.Record
 	require.NoError(t, json.Unmarshal([]byte(out), &records), "%s", out)
 	return records
+}
+
+// messages counts those in the queue, claimed or not.
+func (c cluster) messages(t require.TestingT, ctx context.Context) int {
+	out, err := c.Try(ctx, "", "kubectl", "exec", "rabbitmq-0", "--", "rabbitmqctl", "-q", "list_queues", "name", "messages")
+	require.NoError(t, err)
+	found := regexp.MustCompile(`(?m)^task_queue\s+(\d+)$`).FindStringSubmatch(out)
+	require.NotNil(t, found, "%s", out)
+	n, err := strconv.Atoi(found[1])
+	require.NoError(t, err)
+	return n
 }
 
 // waitForRecords waits until there are n records that fulfil the condition.

@@ -28,12 +28,7 @@ import (
 const version = "e2e"
 
 func TestTutorial(t *testing.T) {
-	c := newCluster(t)
-	// in the tutorial's order: each step needs the one before
-	for _, step := range []struct {
-		name string
-		run  func(*testing.T, cluster)
-	}{
+	inOrder(t, []step{
 		{"the images are built and pushed", images},
 		{"RabbitMQ and MongoDB start", infrastructure},
 		{"the application starts", application},
@@ -42,8 +37,20 @@ func TestTutorial(t *testing.T) {
 		{"the article's line without quotes works", unquoted},
 		{"an event survives the loss of its pod", podLost},
 		{"no request fails while complex-app is restarted", rollingRestart},
-	} {
-		if !t.Run(step.name, func(t *testing.T) { step.run(t, c) }) {
+	})
+}
+
+// step is a part of a test that needs the steps before it.
+type step struct {
+	name string
+	run  func(*testing.T, cluster)
+}
+
+// inOrder runs the steps in a namespace, up to the first that fails.
+func inOrder(t *testing.T, steps []step) {
+	c := newCluster(t)
+	for _, s := range steps {
+		if !t.Run(s.name, func(t *testing.T) { s.run(t, c) }) {
 			return
 		}
 	}
@@ -101,8 +108,7 @@ exit
 	for i := range accepted {
 		require.NoError(t, answers.Decode(&accepted[i]))
 	}
-	c.Run(t, "kubectl", "run", "client", "--image=curlimages/curl", "--image-pull-policy=IfNotPresent", "--", "sleep", "infinity")
-	c.Run(t, "kubectl", "wait", "--for=condition=Ready", "pod/client", "--timeout", "2m")
+	c.startClient(t)
 	records := c.waitForRecords(t, 3*time.Minute, func(r []tutorial.Record) bool { return tutorial.AllDone(r, tutorial.Events) })
 	tutorial.RequireRecords(t, accepted, records)
 
@@ -199,10 +205,7 @@ exit
 // podLost deletes a working pod, as the drain of a node does, right after the
 // ScaledJob was changed, which must not disturb running Jobs either.
 func podLost(t *testing.T, c cluster) {
-	for _, name := range []string{"lost", "kept"} {
-		_, err := c.curl(t.Context(), "--fail", "-X", "POST", service+"/send?name="+name)
-		require.NoError(t, err)
-	}
+	c.send(t, "lost", "kept")
 	records := c.waitForRecords(t, time.Minute, func(r []tutorial.Record) bool {
 		return named(r, "lost").Job != "" && named(r, "kept").Job != ""
 	})
@@ -266,9 +269,7 @@ func rollingRestart(t *testing.T, c cluster) {
 		require.Equal(t, "202", status)
 	}
 	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) {
-		out, err := c.Try(ctx, "", "kubectl", "exec", "rabbitmq-0", "--", "rabbitmqctl", "-q", "list_queues", "name", "messages")
-		require.NoError(collect, err)
-		require.Regexp(collect, fmt.Sprintf(`(?m)^task_queue\s+%d$`, len(r.statuses)), out)
+		require.Equal(collect, len(r.statuses), c.messages(collect, ctx))
 	})
 	t.Logf("%d events sent meanwhile, all accepted and all in the queue", len(r.statuses))
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
@@ -88,6 +89,12 @@ const retryAfter = "2"
 // the caller's. No error is logged elsewhere.
 func (a *api) handle(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			// A slow body is cut off, whoever reads it: the server waits for one
+			// that no handler wants before it answers. Not every ResponseWriter
+			// can do that: tests' cannot.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout))
+		}
 		err := h(w, r)
 		if err == nil {
 			return

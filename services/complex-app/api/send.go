@@ -54,11 +54,11 @@ func readEvent(w http.ResponseWriter, r *http.Request) (contract.Event, error) {
 	if len(r.URL.RawQuery) > maxRequestBytes {
 		return contract.Event{}, tooLarge()
 	}
-	// A slow body is cut off. Not every ResponseWriter can do that: tests' cannot.
-	connection := http.NewResponseController(w)
-	_ = connection.SetReadDeadline(time.Now().Add(readTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBytes))
-	_ = connection.SetReadDeadline(time.Time{})
+	if err == nil {
+		// all of it is here, and the deadline would end the wait for the confirm
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	}
 	var tooLong *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLong):

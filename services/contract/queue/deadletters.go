@@ -168,14 +168,16 @@ func revive(d amqp.Delivery) amqp.Publishing {
 	return m
 }
 
-// republish copies a message, without the counters of the queue that it leaves.
+// republish copies a message, without the counters of the queue that it leaves,
+// and without the headers that make RabbitMQ send copies to other queues.
 func republish(d amqp.Delivery) amqp.Publishing {
 	headers := maps.Clone(d.Headers)
 	if headers == nil {
 		headers = amqp.Table{}
 	}
-	delete(headers, acquiredCount)
-	delete(headers, deliveryCount)
+	for _, name := range []string{acquiredCount, deliveryCount, "CC", "BCC"} {
+		delete(headers, name)
+	}
 	return amqp.Publishing{
 		MessageId: d.MessageId, Timestamp: d.Timestamp, Headers: headers, ContentType: d.ContentType,
 		DeliveryMode: amqp.Persistent, Body: d.Body,
@@ -188,10 +190,16 @@ func header[T any](d amqp.Delivery, name string) T {
 	return value
 }
 
-// sentAt returns when the message was sent, or the zero time.
+// sentAt returns when the message was sent, or the zero time. A time that JSON
+// cannot show would break every list with this message in it: another program
+// may have put milliseconds into the property, which has seconds.
 func sentAt(d amqp.Delivery) time.Time {
+	sent := d.Timestamp.UTC()
 	if ms := header[int64](d, sentAtHeader); ms != 0 {
-		return time.UnixMilli(ms).UTC()
+		sent = time.UnixMilli(ms).UTC()
 	}
-	return d.Timestamp
+	if sent.Year() < 1 || sent.Year() > 9999 {
+		return time.Time{}
+	}
+	return sent
 }

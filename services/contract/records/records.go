@@ -19,9 +19,15 @@ import (
 	"keda-p2/services/contract/config"
 )
 
-// selectionTimeout bounds the search for a server, so that a caller who retries
-// learns soon that there is none.
-const selectionTimeout = 3 * time.Second
+const (
+	// selectionTimeout bounds the search for a server, so that a caller who
+	// retries learns soon that there is none.
+	selectionTimeout = 3 * time.Second
+	// answerTimeout bounds the wait for each answer of List: a connection that
+	// has fallen silent would keep it waiting for minutes.
+	answerTimeout = 10 * time.Second
+	closeTimeout  = time.Second
+)
 
 var (
 	// ErrDone is returned by Begin when the event has been processed already.
@@ -212,13 +218,24 @@ type Query struct {
 // MongoDB delivers them. After an error it yields nothing more.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		cursor, err := s.find(ctx, q)
+		limited, cancel := context.WithTimeout(ctx, answerTimeout)
+		cursor, err := s.find(limited, q)
+		cancel()
 		if err != nil {
 			yield(Record{}, err)
 			return
 		}
-		defer cursor.Close(context.WithoutCancel(ctx))
-		for cursor.Next(ctx) {
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+			defer cancel()
+			_ = cursor.Close(ctx) // without a server it is closed there already
+		}()
+		next := func() bool {
+			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+			defer cancel()
+			return cursor.Next(ctx)
+		}
+		for next() {
 			var r Record
 			if err := cursor.Decode(&r); err != nil {
 				yield(Record{}, fmt.Errorf("decode a record: %w", err))

@@ -14,6 +14,9 @@ import (
 const (
 	minPause = 50 * time.Millisecond
 	maxPause = 2 * time.Second
+	// tryTimeout bounds one try: on a connection that has fallen silent it would
+	// use up all the time, and on a new one the next try may succeed at once.
+	tryTimeout = 15 * time.Second
 )
 
 // Retry calls f with growing pauses until it succeeds, or fails in a way that
@@ -24,7 +27,9 @@ func Retry(ctx context.Context, timeout time.Duration, log *slog.Logger, f func(
 	defer cancel()
 	var last error
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		err := f(limited)
+		try, stop := context.WithTimeout(limited, tryTimeout)
+		err := f(try)
+		stop()
 		if err == nil || errors.Is(err, records.ErrDone) || errors.Is(err, queue.ErrTopology) {
 			return err
 		}

@@ -1,0 +1,172 @@
+// Package failures_test makes each failure in docs/failures.md happen: to the
+// programs as they are built, with a real broker and database, and a proxy in
+// between that cuts and stalls their connections.
+package failures_test
+
+import (
+	"context"
+	"crypto/rand"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/Shopify/toxiproxy/v2/toxics"
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract/config"
+	"keda-p2/services/contract/contracttest"
+	"keda-p2/services/contract/queue"
+	"keda-p2/services/contract/records"
+	"keda-p2/services/sandbox/infra"
+)
+
+const (
+	// programs names the folder of complex-app and processor-job. Without it they
+	// are built.
+	programs = "PROGRAMS"
+
+	// patience is how long a test waits for what must happen, on a machine that
+	// is busy with many of them.
+	patience = time.Minute
+	tick     = 20 * time.Millisecond
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// They wait much more than they compute.
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
+	}
+	toxics.Register(holdType, new(hold))
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(code)
+}
+
+// run builds the programs and starts the servers, unless the environment names
+// them, and then runs the tests.
+func run(m *testing.M) (int, error) {
+	dir, err := os.MkdirTemp("", "failures-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	if os.Getenv(programs) == "" {
+		for _, name := range []string{"complex-app", "processor-job"} {
+			build := exec.Command("go", "build", "-o", dir, ".")
+			build.Dir, build.Env = "../../services/"+name, append(os.Environ(), "CGO_ENABLED=0")
+			if out, err := build.CombinedOutput(); err != nil {
+				return 0, fmt.Errorf("build %s: %w\n%s", name, err, out)
+			}
+		}
+		if err := os.Setenv(programs, dir); err != nil {
+			return 0, err
+		}
+	}
+	if os.Getenv("RABBITMQ_HOST") == "" {
+		stop, err := startServers(dir)
+		if err != nil {
+			return 0, err
+		}
+		defer stop()
+	}
+	return m.Run(), nil
+}
+
+// startServers starts what make test would have started.
+func startServers(dir string) (stop func(), err error) {
+	db, err := infra.StartFerretDB(dir)
+	if err != nil {
+		return nil, err
+	}
+	folder := filepath.Join(dir, "rabbitmq")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return nil, err
+	}
+	c := rabbitMQConfig(folder)
+	broker, err := infra.StartRabbitMQ(context.Background(), c)
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range map[string]string{
+		"RABBITMQ_HOST": broker.Host, "RABBITMQ_PORT": broker.Port,
+		"RABBITMQ_USER": c.User, "RABBITMQ_PASSWORD": c.Password,
+		"MONGODB_HOST": db.Host, "MONGODB_PORT": db.Port,
+	} {
+		if err := os.Setenv(name, value); err != nil {
+			return nil, err
+		}
+	}
+	return func() { broker.Close(); db.Close() }, nil
+}
+
+func rabbitMQConfig(dir string) infra.RabbitMQConfig {
+	return infra.RabbitMQConfig{
+		Dir: dir, User: "failures", Password: rand.Text(), Kind: os.Getenv("SANDBOX_RABBITMQ"),
+		Say: func(text string) { fmt.Fprintln(os.Stderr, text) },
+	}
+}
+
+// node is a RabbitMQ for one test alone, which may stop it and worse.
+type node struct {
+	*infra.RabbitMQ
+	dir   string
+	queue queue.Config
+}
+
+func startNode(t *testing.T) node {
+	t.Helper()
+	n := node{dir: t.TempDir()}
+	c := rabbitMQConfig(n.dir)
+	broker, err := infra.StartRabbitMQ(t.Context(), c)
+	require.NoError(t, err)
+	t.Cleanup(broker.Close)
+	n.RabbitMQ = broker
+	n.queue = queue.Config{
+		Server: config.Server{Host: broker.Host, User: c.User, Password: c.Password},
+		Port:   broker.Port, VHost: "/", Queue: "task_queue",
+	}
+	return n
+}
+
+// ctl runs rabbitmqctl on the node.
+func (n node) ctl(t *testing.T, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/usr/lib/rabbitmq/bin/rabbitmqctl", args...)
+	if environment := n.environment(); environment != nil {
+		cmd.Env = environment
+	} else {
+		cmd = exec.CommandContext(t.Context(), "docker", append([]string{"exec", "keda-p2-sandbox-" + n.Port, "rabbitmqctl"}, args...)...)
+	}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+// environment is the node's own, which says where rabbitmqctl finds it. It is
+// nil when the node runs in a container.
+func (n node) environment() []string {
+	processes, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, path := range processes {
+		content, err := os.ReadFile(path)
+		if err == nil && containsEntry(content, "RABBITMQ_MNESIA_BASE="+filepath.Join(n.dir, "data")) {
+			return entries(content)
+		}
+	}
+	return nil
+}
+
+// servers gives a test a queue and a collection of its own on the servers that
+// all tests share.
+func servers(t *testing.T) (queue.Config, records.Config) {
+	t.Helper()
+	q, db := contracttest.RabbitMQ(t), contracttest.MongoDB(t)
+	require.NoError(t, contracttest.Consumer(t, q).Close(), "declares the queue")
+	return q, db
+}

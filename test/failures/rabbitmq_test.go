@@ -1,0 +1,415 @@
+package failures_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract"
+	"keda-p2/services/contract/contracttest"
+	"keda-p2/services/contract/queue"
+	"keda-p2/services/contract/records"
+)
+
+// load is clients that send events one after the other, each with a key and
+// again until it is accepted, as a good client does.
+type load struct {
+	mu       sync.Mutex
+	accepted map[string]bool // ids
+	answers  map[int]int     // by status
+	odd      error           // an answer that there should not be
+	count    atomic.Int64    // of those accepted
+	stop     func()          // and wait for the events under way
+}
+
+func startLoad(t *testing.T, app *running, clients int) *load {
+	t.Helper()
+	l := &load{accepted: map[string]bool{}, answers: map[int]int{}}
+	stopping := make(chan struct{})
+	var wait sync.WaitGroup
+	for client := range clients {
+		wait.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stopping:
+					return
+				default:
+				}
+				if !l.send(t.Context(), app, fmt.Sprintf("client-%d-%d", client, n)) {
+					return
+				}
+			}
+		})
+	}
+	l.stop = sync.OnceFunc(func() { close(stopping); wait.Wait() })
+	t.Cleanup(l.stop)
+	return l
+}
+
+// send sends one event until it is accepted, or answered as it should never be.
+func (l *load) send(ctx context.Context, app *running, key string) bool {
+	for {
+		a, err := app.send(ctx, key, "name", "content")
+		l.mu.Lock()
+		l.answers[a.status]++
+		if a.status == http.StatusAccepted {
+			l.accepted[a.id] = true
+		}
+		if err == nil && a.status != http.StatusAccepted && a.status != http.StatusServiceUnavailable {
+			err = fmt.Errorf("%+v", a)
+		}
+		if err != nil {
+			l.odd = err
+		}
+		l.mu.Unlock()
+		if err != nil {
+			return false
+		}
+		if a.status == http.StatusAccepted {
+			l.count.Add(1)
+			return true
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (l *load) more(t *testing.T, n int64) {
+	t.Helper()
+	want := l.count.Load() + n
+	eventually(t, func() bool { return l.count.Load() >= want }, "%d more events are accepted", n)
+}
+
+func TestRabbitMQRestartsWhile64ClientsSend(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	app := startApp(t, n.queue, noDatabase(), "CONFIRM_TIMEOUT=5s")
+	app.sendUntilAccepted(t, "first")
+	for name, end := range map[string]func(){"stopped": n.Stop, "killed": n.Kill} {
+		t.Run(name, func(t *testing.T) {
+			l := startLoad(t, app, 64)
+			l.more(t, 300)
+			end()
+			require.NoError(t, n.Start(t.Context()))
+			l.more(t, 300)
+			l.stop()
+			require.NoError(t, l.odd)
+			require.Positive(t, l.answers[http.StatusServiceUnavailable])
+			found := drain(t, n.queue)
+			copies := 0
+			for _, k := range found {
+				copies += k - 1
+			}
+			for id := range l.accepted {
+				require.Contains(t, found, id, "it was answered with 202")
+			}
+			t.Logf("%d events answered with 202, and %d times 503; %d ids in the queue, and %d second copies",
+				len(l.accepted), l.answers[http.StatusServiceUnavailable], len(found), copies)
+		})
+	}
+}
+
+func TestRabbitMQAlarm(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	_, db := servers(t)
+	const timeout = 2 * time.Second
+	app := startApp(t, n.queue, db, "CONFIRM_TIMEOUT="+timeout.String())
+	app.sendUntilAccepted(t, "first")
+	publisher := queue.NewPublisher(n.queue, t.Name(), timeout, slog.New(slog.DiscardHandler))
+	running, stop := context.WithCancel(t.Context())
+	var run sync.WaitGroup
+	run.Go(func() { publisher.Run(running) })
+	t.Cleanup(func() { stop(); run.Wait() })
+	eventually(t, func() bool { return publisher.Ready() == nil }, "the publisher is connected")
+	before := publishers()
+	files := app.openFiles(t)
+	big := strings.Repeat("x", 60<<10)
+
+	for _, alarm := range []struct{ name, on, off string }{
+		{"memory", "set_vm_memory_high_watermark 0", "set_vm_memory_high_watermark 0.6"},
+		{"disk", "set_disk_free_limit 1000000000000000", "set_disk_free_limit 1000000"},
+	} {
+		t.Run(alarm.name, func(t *testing.T) {
+			n.ctl(t, strings.Fields(alarm.on)...)
+			// many at once and large ones, so that the socket's buffers are full
+			var wait sync.WaitGroup
+			var slowest atomic.Int64
+			for i := range 128 {
+				wait.Go(func() {
+					began := time.Now()
+					a, err := app.send(t.Context(), fmt.Sprint(alarm.name, i), "name", big)
+					slowest.Store(max(slowest.Load(), int64(time.Since(began))))
+					if err != nil || a.status != http.StatusServiceUnavailable || a.id == "" {
+						t.Errorf("%+v %v, not 503 with an id", a, err)
+					}
+				})
+				wait.Go(func() {
+					m := contract.Message{ID: fmt.Sprint(alarm.name, "p", i), Event: contract.Event{Name: "name", Content: big}}
+					if err := publisher.Publish(t.Context(), m); err == nil {
+						t.Errorf("it was published in spite of the alarm")
+					}
+				})
+			}
+			wait.Wait()
+			t.Logf("the slowest answer took %s with a timeout of %s", time.Duration(slowest.Load()), timeout)
+			require.Less(t, time.Duration(slowest.Load()), timeout+3*time.Second)
+			// RabbitMQ tells a connection when it publishes. From then on it is not
+			// even tried.
+			eventually(t, func() bool {
+				a := app.mustSend(t, "during", http.StatusServiceUnavailable)
+				return a.took < timeout/2
+			}, "the service knows of the alarm")
+			require.Equal(t, http.StatusServiceUnavailable, app.answers("/readyz"))
+			eventually(t, func() bool {
+				m := contract.Message{ID: "during", Event: contract.Event{Name: "name"}}
+				require.Error(t, publisher.Publish(t.Context(), m))
+				return publisher.Ready() != nil && strings.Contains(publisher.Ready().Error(), "alarm")
+			}, "the publisher knows of the alarm")
+
+			n.ctl(t, strings.Fields(alarm.off)...)
+			app.sendUntilAccepted(t, "after")
+			app.eventually(t, "/readyz", http.StatusOK)
+			eventually(t, func() bool { return publisher.Ready() == nil }, "the publisher is back")
+			eventually(t, func() bool { return publishers() <= before }, "no goroutine is left")
+		})
+	}
+	http.DefaultClient.CloseIdleConnections()
+	eventually(t, func() bool { return app.openFiles(t) <= files+5 }, "no socket is left")
+	requireNoPublish(t, app.goroutines(t))
+}
+
+// publishers counts this process's goroutines that are in a publisher or were
+// started by one.
+func publishers() int {
+	stacks := make([]byte, 16<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	n := 0
+	for _, stack := range strings.Split(string(stacks), "\n\n") {
+		if strings.Contains(stack, "contract/queue.(*Publisher)") || strings.Contains(stack, "contract/queue.(*session)") {
+			n++
+		}
+	}
+	return n
+}
+
+// requireNoPublish wants a service in which no request is stuck.
+func requireNoPublish(t *testing.T, stacks []string) {
+	t.Helper()
+	for _, stack := range stacks {
+		require.NotContains(t, stack, "(*Publisher).Publish(")
+	}
+	require.Less(t, len(stacks), 60, "goroutines of a service at rest")
+}
+
+// What happens to a connection at any moment of a publish. The client sends its
+// event again under the same key: in the end it is one.
+func TestRabbitMQConnection(t *testing.T) {
+	t.Parallel()
+	const timeout = 2 * time.Second
+	for _, c := range []struct {
+		name string
+		// fail makes the connection fail. What it returns is done when the event
+		// has been sent, and not yet answered.
+		fail    func(t *testing.T, l *link) (meanwhile func())
+		arrives bool // the event is in the queue although it was answered with 503
+		content string
+	}{
+		{name: "is cut before the publish", fail: func(_ *testing.T, l *link) func() {
+			l.cut()
+			return nil
+		}},
+		{name: "is cut in the middle of the message", content: strings.Repeat("x", 60<<10), fail: func(t *testing.T, l *link) func() {
+			l.add(t, up, "limit_data", map[string]int{"bytes": 10_000})
+			return nil
+		}},
+		{name: "is reset when the message is sent", fail: func(t *testing.T, l *link) func() {
+			l.add(t, up, "reset_peer", map[string]int{"timeout": 0})
+			return nil
+		}},
+		{name: "is cut between publish and confirm", arrives: true, fail: func(t *testing.T, l *link) func() {
+			l.hold(t, down, "")
+			return l.cut
+		}},
+		{name: "stalls towards RabbitMQ", fail: func(t *testing.T, l *link) func() {
+			l.hold(t, up, "")
+			return nil
+		}},
+		{name: "stalls between publish and confirm", arrives: true, fail: func(t *testing.T, l *link) func() {
+			l.hold(t, down, "")
+			return nil
+		}},
+		{name: "stalls in both directions", fail: func(t *testing.T, l *link) func() {
+			l.stall(t)
+			return nil
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			q, _ := servers(t)
+			linked, l := brokerLink(t, q)
+			app := startApp(t, linked, noDatabase(), "CONFIRM_TIMEOUT="+timeout.String())
+			app.sendUntilAccepted(t, "before")
+			meanwhile := c.fail(t, l)
+
+			answered := make(chan answer, 1)
+			go func() {
+				a, err := app.send(t.Context(), "the-event", "name", c.content)
+				if err != nil {
+					a.detail = err.Error()
+				}
+				answered <- a
+			}()
+			if c.arrives {
+				requireQueues(t, q, 2, 0)
+			}
+			if meanwhile != nil {
+				meanwhile()
+			}
+			a := <-answered
+			require.Equal(t, http.StatusServiceUnavailable, a.status, "%+v", a)
+			require.Equal(t, "the-event", a.id)
+			require.Less(t, a.took, timeout+time.Second)
+			if c.arrives {
+				require.Contains(t, a.detail, "may have been accepted")
+			}
+
+			l.release()
+			if !l.proxy.Enabled {
+				l.mend(t)
+			}
+			app.sendUntilAccepted(t, "the-event")
+			eventually(t, func() bool { return app.answers("/healthz") == http.StatusOK }, "it is well")
+			found := drain(t, q)
+			require.Contains(t, found, "the-event")
+			delete(found, "the-event")
+			require.Equal(t, map[string]int{"before": 1}, found)
+		})
+	}
+}
+
+// A connection on which nothing comes any more is given up after three missed
+// heartbeats, and a new one made.
+func TestRabbitMQFallsSilent(t *testing.T) {
+	t.Parallel()
+	q, _ := servers(t)
+	linked, l := brokerLink(t, q)
+	app := startApp(t, linked, noDatabase(), "CONFIRM_TIMEOUT=1s")
+	app.sendUntilAccepted(t, "before")
+	l.stall(t)
+	began := time.Now()
+	eventually(t, func() bool { return app.logged("no connection to RabbitMQ, will try again") }, "it notices")
+	t.Logf("noticed after %s", time.Since(began))
+	require.Less(t, time.Since(began), 25*time.Second)
+	require.Less(t, app.mustSend(t, "meanwhile", http.StatusServiceUnavailable).took, 500*time.Millisecond, "it need not wait for the timeout now")
+	l.release()
+	app.sendUntilAccepted(t, "after")
+	require.Contains(t, drain(t, q), "after")
+}
+
+func TestTheQueueIsDeletedWhileTheServiceRuns(t *testing.T) {
+	t.Parallel()
+	q, _ := servers(t)
+	app := startApp(t, q, noDatabase())
+	app.sendUntilAccepted(t, "before")
+	ch := contracttest.Channel(t, q)
+	for _, name := range []string{q.Queue, q.DeadQueue()} {
+		_, err := ch.QueueDelete(name, false, false, false)
+		require.NoError(t, err)
+	}
+	a := app.mustSend(t, "the-event", http.StatusServiceUnavailable)
+	require.Contains(t, a.detail, "was not accepted")
+	app.sendUntilAccepted(t, "the-event")
+	requireQueues(t, q, 1, 0)
+	require.Equal(t, map[string]int{"the-event": 1}, drain(t, q))
+}
+
+func TestTheQueueWasDeclaredOtherwise(t *testing.T) {
+	t.Parallel()
+	q, db := contracttest.RabbitMQ(t), contracttest.MongoDB(t)
+	ch := contracttest.Channel(t, q)
+	_, err := ch.QueueDeclare(q.Queue, true, false, false, false, nil)
+	require.NoError(t, err)
+
+	app := startApp(t, q, db)
+	a := app.mustSend(t, "", http.StatusServiceUnavailable)
+	require.NotContains(t, a.detail, q.Queue, "the caller need not know")
+	require.Equal(t, http.StatusServiceUnavailable, app.answers("/readyz"))
+	eventually(t, func() bool { return app.logged("the queue exists with other arguments") }, "the log says so")
+
+	began := time.Now()
+	j := startJob(t, "job", q, db, "RETRY_TIMEOUT=1h")
+	require.Equal(t, 1, j.exit(t))
+	require.Less(t, time.Since(began), patience, "trying again would not help")
+	require.Contains(t, j.Tail(1), "the queue exists with other arguments")
+	require.Contains(t, j.Tail(1), "set RABBITMQ_QUEUE")
+
+	_, err = ch.QueueDelete(q.Queue, false, false, false)
+	require.NoError(t, err)
+	app.sendUntilAccepted(t, "after")
+	require.Zero(t, startJob(t, "job", q, db).exit(t))
+	requireDone(t, db, "job", 1)
+}
+
+func TestRabbitMQIsNotThereAtTheStart(t *testing.T) {
+	t.Parallel()
+	q, db := servers(t)
+	linked, l := brokerLink(t, q)
+	l.cut()
+	app := startApp(t, linked, db)
+	require.Equal(t, http.StatusServiceUnavailable, app.answers("/readyz"))
+	a := app.mustSend(t, "the-event", http.StatusServiceUnavailable)
+	require.Equal(t, "the-event", a.id)
+
+	// a Job that does not wait long enough, and one that does
+	require.Equal(t, 1, startJob(t, "job", linked, db, "RETRY_TIMEOUT=300ms").exit(t))
+	j := startJob(t, "job", linked, db, "CLAIM_TIMEOUT=1m")
+	eventually(t, func() bool { return j.logged("will try again") }, "the Job tries")
+
+	l.mend(t)
+	app.eventually(t, "/readyz", http.StatusOK)
+	app.sendUntilAccepted(t, "the-event")
+	require.Zero(t, j.exit(t))
+	requireDone(t, db, "job", 1)
+}
+
+func TestWrongCredentials(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	_, db := servers(t)
+	right := n.queue
+	n.queue.Password = "not this one"
+	app := startApp(t, n.queue, db)
+	eventually(t, func() bool { return app.logged("username or password not allowed") }, "the log says so")
+	require.False(t, app.logged(n.queue.Password))
+	require.Equal(t, http.StatusServiceUnavailable, app.answers("/readyz"))
+	app.mustSend(t, "the-event", http.StatusServiceUnavailable)
+	j := startJob(t, "job", n.queue, db, "RETRY_TIMEOUT=5s")
+	require.Equal(t, 1, j.exit(t))
+	require.Contains(t, j.Tail(1), "username or password not allowed")
+
+	n.ctl(t, "change_password", right.User, n.queue.Password)
+	app.eventually(t, "/readyz", http.StatusOK)
+	app.sendUntilAccepted(t, "the-event")
+	require.Zero(t, startJob(t, "job", n.queue, db).exit(t))
+	requireDone(t, db, "job", 1)
+}
+
+// noDatabase is where no database is, for tests that need none.
+func noDatabase() records.Config {
+	c := records.Config{Port: "1", DB: "db", Collection: "c", AuthSource: "admin"}
+	c.Host = "127.0.0.1"
+	return c
+}
