@@ -32,6 +32,10 @@ func TestTheSeedDecidesThePlan(t *testing.T) {
 	require.NotEqual(t, one.faults, other.faults)
 	require.NotEqual(t, one.job(7), other.job(7))
 
+	for n := range waveLength {
+		require.True(t, one.job(one.wave+n).killed)
+	}
+
 	require.Len(t, one.faults[0], 3)
 	require.True(t, one.faults[0][0].crash, "RabbitMQ is killed, not only restarted")
 	for _, faults := range one.faults {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -52,6 +53,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "`folder` with the programs")
 	flag.StringVar(&o.deploy, "deploy", "deploy", "`folder` with the manifests")
 	flag.Parse()
+	debug.SetGCPercent(400) // FerretDB runs in here, and makes much garbage
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for an orderly end
 	if err := run(ctx, o); err != nil {
@@ -178,10 +180,13 @@ type outcome struct {
 // settle waits until every accepted event is accounted for, or nothing has moved
 // for so long that nothing will.
 func (s *system) settle(ctx context.Context, all []sent) (outcome, error) {
-	deadline := time.Now().Add(settled)
+	var deadline time.Time
 	for {
 		if err := s.quiet(ctx); err != nil {
 			return outcome{}, err
+		}
+		if deadline.IsZero() {
+			deadline = time.Now().Add(settled)
 		}
 		found, err := s.look(ctx, all)
 		if err == nil && len(found.lost) == 0 || time.Now().After(deadline) {

@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"time"
+
+	"keda-p2/services/contract/queue"
 )
 
 const (
@@ -14,8 +16,12 @@ const (
 	// about as fast as two cores process them.
 	pace = 60 * time.Millisecond
 	// doomed is the share of the Jobs that are to be killed. Some have ended when
-	// their moment comes: more than a third are killed.
-	doomed = 0.45
+	// their moment comes, so that about a third are.
+	doomed = 0.38
+	// In every so many Jobs there is a wave of them that are all killed while they
+	// work: as many as run at a time, as often as a message is delivered. So some
+	// messages end as dead letters.
+	waveEvery, waveLength = 1000, maxJobs * queue.MaxAttempts
 )
 
 // What goes wrong. The last five are for one of the proxies: all but down are
@@ -42,6 +48,7 @@ var (
 // plan is all that chance decides, and follows from the seed alone.
 type plan struct {
 	seed   uint64
+	wave   int // the Job with which the first one begins
 	events []event
 	faults [][]fault // each list in its order, beside the others
 }
@@ -64,10 +71,10 @@ type fault struct {
 
 // fate is what is in store for one Job.
 type fate struct {
-	work   time.Duration
-	killed bool
-	gently bool    // SIGTERM in place of SIGKILL
-	moment float64 // in shares of a Job's usual life
+	work           time.Duration
+	killed, gently bool    // gently is SIGTERM in place of SIGKILL
+	wave           bool    // killed while it works
+	moment         float64 // of being killed: a share of a Job's usual life, or of its work
 }
 
 // Streams of the random generator, so that one more event changes no fault.
@@ -93,6 +100,7 @@ func newPlan(seed uint64, events, clients, restarts int) plan {
 		})
 	}
 	r = rand.New(rand.NewPCG(seed, ofFaults))
+	p.wave = 20 + r.IntN(events/4)
 	network := func(int) fault { return networkFault(r) }
 	p.faults = [][]fault{
 		spread(r, restarts, func(i int) fault {
@@ -140,9 +148,10 @@ func spread(r *rand.Rand, n int, draw func(int) fault) []fault {
 // job returns the fate of the Job that is started as the n-th.
 func (p plan) job(n int) fate {
 	r := rand.New(rand.NewPCG(p.seed, ofJobs+uint64(n)))
+	wave := n >= p.wave && (n-p.wave)%waveEvery < waveLength
 	return fate{
-		work:   between(r, 50*time.Millisecond, 200*time.Millisecond),
-		killed: r.Float64() < doomed, gently: r.IntN(4) == 0, moment: r.Float64(),
+		work: between(r, 50*time.Millisecond, 200*time.Millisecond), wave: wave,
+		killed: r.Float64() < doomed || wave, gently: r.IntN(4) == 0, moment: r.Float64(),
 	}
 }
 

@@ -206,11 +206,16 @@ func (s *system) startJob(cmd *exec.Cmd, log string) (*process.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	var killing <-chan time.Time // never
-	if fate.killed && !s.calm.Load() {
-		killing = time.After(time.Duration(fate.moment * float64(s.life.Load())))
-	}
+	killed, moment := fate.killed && !s.calm.Load(), time.Duration(fate.moment*float64(s.life.Load()))
 	go func() {
+		if killed && fate.wave {
+			atWork(p)
+			moment = time.Duration(fate.moment * float64(fate.work))
+		}
+		var killing <-chan time.Time // never
+		if killed {
+			killing = time.After(moment)
+		}
 		select {
 		case <-p.Done:
 			s.life.Add((int64(time.Since(began)) - s.life.Load()) / 10)
@@ -225,6 +230,17 @@ func (s *system) startJob(cmd *exec.Cmd, log string) (*process.Process, error) {
 		}
 	}()
 	return p, nil
+}
+
+// atWork waits until a Job has stored its message, or has ended.
+func atWork(p *process.Process) {
+	for !strings.Contains(p.Tail(1), "stored, working") {
+		select {
+		case <-p.Done:
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // running counts the Jobs that have not ended.

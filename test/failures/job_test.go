@@ -90,7 +90,7 @@ func TestJobEndsAtAnyMoment(t *testing.T) {
 					work = "0s"
 				}
 				j := startJob(t, "first", linkedQ, linkedDB, "PROCESSING_TIME="+work)
-				eventually(t, func() bool { return reached(status(t, db)) }, "the moment comes")
+				eventually(t, func() bool { return reached(status(db)) }, "the moment comes")
 
 				j.signal(t, signal)
 				if signal == syscall.SIGKILL {
@@ -99,7 +99,7 @@ func TestJobEndsAtAnyMoment(t *testing.T) {
 					require.Equal(t, 1, j.exit(t))
 					require.True(t, strings.Contains(j.Tail(1), "given back") || strings.Contains(j.Tail(1), "close the connection"), j.Tail(1))
 				}
-				require.Equal(t, moment.found, status(t, db))
+				requireStatus(t, db, moment.found)
 				requireQueues(t, q, 1, 0)
 
 				require.Zero(t, startJob(t, "second", q, db).exit(t))
@@ -123,7 +123,7 @@ func TestJobAtItsDeadline(t *testing.T) {
 		q, db := servers(t)
 		publish(t, q, event("id-1"))
 		j := startJob(t, "first", q, db, "PROCESSING_TIME=1h")
-		eventually(t, func() bool { return status(t, db) == records.Processing }, "it works")
+		requireStatus(t, db, records.Processing)
 		j.Stop(patience)
 		require.Equal(t, 1, j.exit(t))
 		requireQueues(t, q, 1, 0)
@@ -133,7 +133,7 @@ func TestJobAtItsDeadline(t *testing.T) {
 		q, db := servers(t)
 		publish(t, q, event("id-1"))
 		j := startJob(t, "first", q, db, "PROCESSING_TIME=1h")
-		eventually(t, func() bool { return status(t, db) == records.Processing }, "it works")
+		requireStatus(t, db, records.Processing)
 		j.signal(t, syscall.SIGSTOP)
 		j.Stop(time.Second)
 		require.Equal(t, -1, j.exit(t))
@@ -171,7 +171,7 @@ func TestTwoJobsWithOneMessage(t *testing.T) {
 		publish(t, q, event("id-1"))
 		linked, broker := brokerLink(t, q)
 		first := startJob(t, "first", linked, db, "PROCESSING_TIME=1h")
-		eventually(t, func() bool { return status(t, db) == records.Processing }, "it works")
+		requireStatus(t, db, records.Processing)
 		broker.stall(t)
 		require.Zero(t, startJob(t, "second", q, db, waits).exit(t))
 		requireDone(t, db, "second", 2)
@@ -212,7 +212,7 @@ func TestTwoJobsWithOneMessage(t *testing.T) {
 		eventually(t, second.claimed, "the second has the message")
 		eventually(t, func() bool { return second.logged("stored, working") }, "the second works")
 		database.release()
-		eventually(t, func() bool { return status(t, db) == records.Done }, "the first one's mark arrives")
+		requireStatus(t, db, records.Done)
 		require.Zero(t, second.exit(t))
 		requireDone(t, db, "second", 2)
 		first.signal(t, syscall.SIGCONT)

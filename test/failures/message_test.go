@@ -88,6 +88,7 @@ func TestBadMessages(t *testing.T) {
 			require.Equal(t, c.m.MessageId, dead[0].ID)
 			require.Contains(t, dead[0].Reason, c.reason)
 			require.Less(t, len(dead[0].Reason), 1000)
+			require.Less(t, len(dead[0].Body), 10_000, "a thousand of them must fit into the service's memory")
 			require.Equal(t, 1, dead[0].Attempts)
 			require.Equal(t, "job", dead[0].Job)
 			require.WithinDuration(t, time.Now(), dead[0].DeadAt, time.Hour)

@@ -65,23 +65,22 @@ func TestMongoDBGoesAway(t *testing.T) {
 				q, db := servers(t)
 				publish(t, q, event("id-1"))
 				linked, l := databaseLink(t, db)
-				env := []string{"RETRY_TIMEOUT=1m", "PROCESSING_TIME=0s"}
+				retry := "RETRY_TIMEOUT=2m"
 				if !how.comes {
-					env[0] = "RETRY_TIMEOUT=2s"
+					retry = "RETRY_TIMEOUT=8s"
 				}
 				var j *running
 				if match == "" {
-					env[1] = "PROCESSING_TIME=1s"
-					j = startJob(t, "first", q, linked, env...)
-					eventually(t, func() bool { return status(t, db) == records.Processing }, "it works")
+					j = startJob(t, "first", q, linked, retry, "PROCESSING_TIME=3s")
+					eventually(t, func() bool { return j.logged("stored, working") }, "it works")
 				} else {
 					request := l.hold(t, up, match)
-					j = startJob(t, "first", q, linked, env...)
+					j = startJob(t, "first", q, linked, retry)
 					eventually(t, request.held.Load, "it gets there")
 				}
 				how.goAway(t, l)
 				if how.comes {
-					require.Never(t, func() bool { return status(t, db) == records.Done }, time.Second, 5*tick)
+					require.Never(t, func() bool { return status(db) == records.Done }, time.Second, 5*tick)
 					l.release()
 					if !l.proxy.Enabled {
 						l.mend(t)
@@ -92,7 +91,7 @@ func TestMongoDBGoesAway(t *testing.T) {
 					return
 				}
 				require.Equal(t, 1, j.exit(t))
-				require.Contains(t, j.Tail(1), "was given back: gave up after 2s")
+				require.Contains(t, j.Tail(1), "was given back: gave up after 8s")
 				requireQueues(t, q, 1, 0)
 				require.Zero(t, startJob(t, "second", q, db).exit(t))
 				requireDone(t, db, "second", 2)
@@ -124,7 +123,7 @@ func TestMongoDBFallsSilent(t *testing.T) {
 	app := startApp(t, q, linked)
 	app.eventually(t, "/readyz", http.StatusOK)
 	l.stall(t)
-	for path, limit := range map[string]time.Duration{"/readyz": 2 * time.Second, "/data": 30 * time.Second} {
+	for path, limit := range map[string]time.Duration{"/readyz": time.Second + slack, "/data": 10*time.Second + slack} {
 		began := time.Now()
 		require.Equal(t, http.StatusServiceUnavailable, app.answers(path))
 		t.Logf("%s answered after %s", path, time.Since(began))
@@ -176,9 +175,9 @@ func TestMongoDBRefusesToWrite(t *testing.T) {
 			allow := refuse(t, filepath.Join(dir, "db.sqlite"), verb)
 
 			publish(t, q, event(id))
-			j := startJob(t, "first", q, db, "RETRY_TIMEOUT=1s")
+			j := startJob(t, "first", q, db, "RETRY_TIMEOUT=5s")
 			require.Equal(t, 1, j.exit(t))
-			require.Contains(t, j.Tail(1), "was given back: gave up after 1s: "+step)
+			require.Contains(t, j.Tail(1), "was given back: gave up after 5s: "+step)
 			requireQueues(t, q, 1, 0)
 
 			j = startJob(t, "second", q, db, "RETRY_TIMEOUT=1m")

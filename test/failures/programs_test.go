@@ -251,26 +251,52 @@ func drain(t *testing.T, q queue.Config) map[string]int {
 // all returns the records, in the order in which they were stored.
 func all(t *testing.T, db records.Config) []records.Record {
 	t.Helper()
-	s, err := records.Open(db, t.Name())
-	require.NoError(t, err)
-	defer s.Close(context.Background()) //nolint:errcheck // nothing is in flight
 	var found []records.Record
-	for r, err := range s.List(t.Context(), records.Query{}) {
-		require.NoError(t, err)
-		found = append(found, r)
-	}
+	// on a busy machine the database may need more than one try, too
+	eventually(t, func() (ok bool) {
+		var err error
+		found, err = read(db)
+		return err == nil
+	}, "the records can be read")
 	return found
 }
 
-// status returns the one record's, or nothing when there is none.
-func status(t *testing.T, db records.Config) records.Status {
-	t.Helper()
-	found := all(t, db)
-	if len(found) == 0 {
-		return ""
+func read(db records.Config) (found []records.Record, err error) {
+	s, err := records.Open(db, "test")
+	if err != nil {
+		return nil, err
 	}
-	require.Len(t, found, 1)
+	defer s.Close(context.Background()) //nolint:errcheck // nothing is in flight
+	for r, err := range s.List(context.Background(), records.Query{}) {
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, r)
+	}
+	return found, nil
+}
+
+// status returns the one record's, or none when there is no record.
+func status(db records.Config) records.Status {
+	found, err := read(db)
+	switch {
+	case err != nil:
+		return "unreadable"
+	case len(found) == 0:
+		return none
+	case len(found) > 1:
+		return "several"
+	}
 	return found[0].Status
+}
+
+// none is the status where there is no record.
+const none records.Status = ""
+
+// requireStatus waits until the one record has the given status.
+func requireStatus(t *testing.T, db records.Config, want records.Status) {
+	t.Helper()
+	eventually(t, func() bool { return status(db) == want }, "the record's status is %q", want)
 }
 
 // requireDone checks the one record that one event has become.

@@ -79,7 +79,7 @@ func (l *load) send(ctx context.Context, app *running, key string) bool {
 			return true
 		}
 		select {
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(250 * time.Millisecond):
 		case <-ctx.Done():
 			return false
 		}
@@ -165,7 +165,7 @@ func TestRabbitMQAlarm(t *testing.T) {
 			}
 			wait.Wait()
 			t.Logf("the slowest answer took %s with a timeout of %s", time.Duration(slowest.Load()), timeout)
-			require.Less(t, time.Duration(slowest.Load()), timeout+3*time.Second)
+			require.Less(t, time.Duration(slowest.Load()), timeout+slack)
 			// RabbitMQ tells a connection when it publishes. From then on it is not
 			// even tried.
 			eventually(t, func() bool {
@@ -281,7 +281,7 @@ func TestRabbitMQConnection(t *testing.T) {
 			a := <-answered
 			require.Equal(t, http.StatusServiceUnavailable, a.status, "%+v", a)
 			require.Equal(t, "the-event", a.id)
-			require.Less(t, a.took, timeout+time.Second)
+			require.Less(t, a.took, timeout+slack)
 			if c.arrives {
 				require.Contains(t, a.detail, "may have been accepted")
 			}
@@ -313,7 +313,9 @@ func TestRabbitMQFallsSilent(t *testing.T) {
 	eventually(t, func() bool { return app.logged("no connection to RabbitMQ, will try again") }, "it notices")
 	t.Logf("noticed after %s", time.Since(began))
 	require.Less(t, time.Since(began), 25*time.Second)
-	require.Less(t, app.mustSend(t, "meanwhile", http.StatusServiceUnavailable).took, 500*time.Millisecond, "it need not wait for the timeout now")
+	eventually(t, func() bool {
+		return app.mustSend(t, "meanwhile", http.StatusServiceUnavailable).took < 500*time.Millisecond
+	}, "it need not wait for the timeout now")
 	l.release()
 	app.sendUntilAccepted(t, "after")
 	require.Contains(t, drain(t, q), "after")

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/kelseyhightower/envconfig"
 )
@@ -38,9 +39,20 @@ func Load(cfg interface{ Validate() error }) error {
 	}
 	problems = append(problems, cfg.Validate())
 	if err := errors.Join(problems...); err != nil {
-		return fmt.Errorf("configuration: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
+		return fmt.Errorf("configuration: %s", oneLine(err.Error()))
 	}
 	return nil
+}
+
+// oneLine is for the log: a file's name, for one, stands in its error as it is,
+// whatever characters it has.
+func oneLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, strings.ReplaceAll(text, "\n", "; "))
 }
 
 func expected(typeName string) string {

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -112,4 +114,31 @@ func TestServerValidate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whatever stands in the variables, the error is one line that a log can show, and
+// no password is in it.
+func FuzzLoad(f *testing.F) {
+	f.Add("rabbitmq", "5672", "user", "/", "task_queue", "true", "ca.pem", "20s")
+	f.Add("amqp://user:", "tcp://10.96.0.7:5672", "", "", "", "maybe", "a\nb", "20")
+	f.Add("::1", "0", "\x1b[31m", "\r", "\xff", "", "", "-1h")
+	f.Fuzz(func(t *testing.T, host, port, user, vhost, queue, tls, caFile, wait string) {
+		const secret = "s3cret"
+		for name, value := range map[string]string{
+			"RABBITMQ_HOST": host, "RABBITMQ_PORT": port, "RABBITMQ_USER": user, "RABBITMQ_PASSWORD": secret,
+			"RABBITMQ_VHOST": vhost, "RABBITMQ_QUEUE": queue, "RABBITMQ_TLS": tls, "RABBITMQ_CA_FILE": "none/" + caFile,
+			"MONGODB_HOST": host + secret, "MONGODB_PORT": port, "MONGODB_USER": user, "MONGODB_PASSWORD": secret,
+			"WAIT": wait,
+		} {
+			if strings.ContainsRune(value, 0) {
+				return // the environment cannot hold it
+			}
+			t.Setenv(name, value)
+		}
+		if err := config.Load(&settings{}); err != nil {
+			require.False(t, strings.ContainsFunc(err.Error(), unicode.IsControl), "%q", err)
+			require.True(t, utf8.ValidString(err.Error()))
+			require.NotContains(t, err.Error(), secret)
+		}
+	})
 }

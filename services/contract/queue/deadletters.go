@@ -16,6 +16,9 @@ const (
 	attemptsHeader = "attempts-before"
 	// lockPause is how often a lock that somebody else holds is tried.
 	lockPause = 100 * time.Millisecond
+	// shownBytes is how much of a body is listed: a thousand whole ones would be
+	// more than complex-app's memory.
+	shownBytes = 4 << 10
 )
 
 // ErrNoDeadLetter is returned by Redrive when there is none with the given id.
@@ -24,7 +27,7 @@ var ErrNoDeadLetter = errors.New("there is no dead letter with this id")
 // DeadLetter is a message that was given up.
 type DeadLetter struct {
 	ID       string    `json:"id"`
-	Body     string    `json:"body"` // as it was sent; bytes that are not UTF-8 are replaced
+	Body     string    `json:"body"` // its beginning; bytes that are not UTF-8 are replaced
 	Reason   string    `json:"reason"`
 	Attempts int       `json:"attempts"`
 	Job      string    `json:"job"` // the last one, when it is known
@@ -134,7 +137,8 @@ func lock(ctx context.Context, conn *amqp.Connection, name string) error {
 }
 
 func deadLetter(d amqp.Delivery) DeadLetter {
-	dead := DeadLetter{ID: d.MessageId, Body: strings.ToValidUTF8(string(d.Body), "\uFFFD"), SentAt: sentAt(d)}
+	body := string(d.Body[:min(len(d.Body), shownBytes)])
+	dead := DeadLetter{ID: d.MessageId, Body: strings.ToValidUTF8(body, "\uFFFD"), SentAt: sentAt(d)}
 	before := header[int64](d, attemptsHeader)
 	if reason := header[string](d, HeaderReason); reason != "" { // a worker gave it up
 		dead.Reason = reason

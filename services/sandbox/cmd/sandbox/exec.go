@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"os/exec"
-	"strings"
 	"syscall"
 	"time"
 
@@ -37,9 +36,7 @@ func execute(ctx context.Context, b *sandbox) error {
 		return err
 	}
 	env := maps.Clone(b.environ)
-	maps.DeleteFunc(env, func(k, _ string) bool { // the sandbox's alone
-		return strings.HasPrefix(k, "RABBITMQ_") || strings.HasPrefix(k, "MONGODB_")
-	})
+	maps.DeleteFunc(env, func(k, _ string) bool { return ofServer(k) })
 	maps.Copy(env, b.env)
 	cmd.Env = process.Env(env)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr

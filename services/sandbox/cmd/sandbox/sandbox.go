@@ -129,8 +129,7 @@ func (b *sandbox) startAll(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	for k := range job.Env {
-		server := strings.HasPrefix(k, "RABBITMQ_") || strings.HasPrefix(k, "MONGODB_")
-		if v, ok := b.environ[k]; ok && !server {
+		if v, ok := b.environ[k]; ok && !ofServer(k) {
 			b.env[k] = v
 		}
 	}
@@ -223,6 +222,12 @@ func (b *sandbox) untilFailure(ctx context.Context) context.Context {
 		}
 	}()
 	return ctx
+}
+
+// ofServer tells whether a variable says where RabbitMQ or MongoDB is. The
+// sandbox has its own, whatever the user's environment says.
+func ofServer(name string) bool {
+	return strings.HasPrefix(name, "RABBITMQ_") || strings.HasPrefix(name, "MONGODB_")
 }
 
 func (b *sandbox) mkdir(name string) (string, error) {
