@@ -75,7 +75,7 @@ type Record struct {
 	Status     Status    `bson:"status" json:"status"`
 	Job        string    `bson:"job" json:"job"`           // the pod that last worked on it
 	Attempts   int       `bson:"attempts" json:"attempts"` // deliveries of its message
-	SentAt     time.Time `bson:"sentAt" json:"sentAt"`
+	SentAt     time.Time `bson:"sentAt" json:"sentAt,omitzero"`
 	StoredAt   time.Time `bson:"storedAt" json:"storedAt"`
 	FinishedAt time.Time `bson:"finishedAt,omitempty" json:"finishedAt,omitzero"`
 }

@@ -3,6 +3,7 @@ package infra
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,22 +21,29 @@ const debianServer = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 // debianNode is a node of the installed RabbitMQ that shares nothing with any
 // other: not even epmd, where Erlang's nodes find each other.
 type debianNode struct {
-	dir  string
-	env  map[string]string
-	epmd *process.Process
+	dir     string
+	env     map[string]string
+	epmd    *process.Process
+	release []func() // what gives the ports back
 }
 
-func newDebianNode(ctx context.Context, c RabbitMQConfig, port int) (node, error) {
-	distPort, err := freeport.Pick()
+func newDebianNode(ctx context.Context, c RabbitMQConfig, port int) (_ node, err error) {
+	n := &debianNode{dir: c.Dir}
+	defer func() {
+		if err != nil {
+			n.close()
+		}
+	}()
+	distPort, err := n.reserve()
 	if err != nil {
 		return nil, err
 	}
-	epmdPort, err := freeport.Pick()
+	epmdPort, err := n.reserve()
 	if err != nil {
 		return nil, err
 	}
 	in := func(name string) string { return filepath.Join(c.Dir, name) }
-	n := &debianNode{dir: c.Dir, env: map[string]string{
+	n.env = map[string]string{
 		"PATH":                                os.Getenv("PATH"),
 		"LANG":                                "C.UTF-8",
 		"HOME":                                c.Dir, // for Erlang's cookie
@@ -59,7 +67,7 @@ func newDebianNode(ctx context.Context, c RabbitMQConfig, port int) (node, error
 		// RabbitMQ's default, none, doubles the time to start where it is slow to
 		// wake a thread, as on virtual machines: four seconds for two
 		"RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD": "very_short",
-	}}
+	}
 	listener := fmt.Sprintf(`{"127.0.0.1", %d}`, port)
 	if err := os.WriteFile(in("advanced.config"), c.advanced(listener), 0o600); err != nil {
 		return nil, err
@@ -74,17 +82,27 @@ func newDebianNode(ctx context.Context, c RabbitMQConfig, port int) (node, error
 	if err != nil {
 		return nil, err
 	}
-	for freeport.Free(epmdPort) {
+	for {
+		conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(epmdPort)))
+		if err == nil {
+			return n, conn.Close()
+		}
 		select {
 		case <-n.epmd.Done:
 			return nil, fmt.Errorf("epmd has ended: %v %s", n.epmd.Err(), n.epmd.Tail(1))
 		case <-ctx.Done():
-			n.epmd.Kill()
 			return nil, ctx.Err()
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	return n, nil
+}
+
+func (n *debianNode) reserve() (int, error) {
+	port, release, err := freeport.Reserve()
+	if err == nil {
+		n.release = append(n.release, release)
+	}
+	return port, err
 }
 
 func (n *debianNode) run(program string, args ...string) (*process.Process, error) {
@@ -103,4 +121,11 @@ func (n *debianNode) stop(server *process.Process, crash bool) {
 	}
 }
 
-func (n *debianNode) close() { n.epmd.Kill() }
+func (n *debianNode) close() {
+	if n.epmd != nil {
+		n.epmd.Kill()
+	}
+	for _, release := range n.release {
+		release()
+	}
+}

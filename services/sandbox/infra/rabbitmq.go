@@ -47,9 +47,10 @@ func (c RabbitMQConfig) advanced(listener string) []byte {
 type RabbitMQ struct {
 	Host, Port string
 
-	c      RabbitMQConfig
-	node   node
-	server *process.Process // as started last
+	c       RabbitMQConfig
+	node    node
+	server  *process.Process // as started last
+	release func()           // gives the port back
 }
 
 // node is one way to run the server.
@@ -68,15 +69,16 @@ func StartRabbitMQ(ctx context.Context, c RabbitMQConfig) (*RabbitMQ, error) {
 	if err != nil {
 		return nil, err
 	}
-	port, err := freeport.Pick()
+	port, release, err := freeport.Reserve()
 	if err != nil {
 		return nil, err
 	}
 	n, err := newNode(ctx, c, port)
 	if err != nil {
+		release()
 		return nil, fmt.Errorf("RabbitMQ: %w", err)
 	}
-	r := &RabbitMQ{Host: "127.0.0.1", Port: strconv.Itoa(port), c: c, node: n}
+	r := &RabbitMQ{Host: "127.0.0.1", Port: strconv.Itoa(port), c: c, node: n, release: release}
 	if err := r.Start(ctx); err != nil {
 		r.Close()
 		return nil, err
@@ -159,6 +161,7 @@ func (r *RabbitMQ) Close() {
 		r.Kill()
 	}
 	r.node.close()
+	r.release()
 }
 
 // Done is closed when the node that was started last has ended.

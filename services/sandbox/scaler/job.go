@@ -50,30 +50,35 @@ func (s *Scaler) start() {
 	s.mu.Unlock()
 	s.c.Log.Info("job started", "job", j.Name)
 
-	p, url, err := s.run(j)
+	// pods have a port 8081 each, processes share the machine's
+	port, release, err := freeport.Reserve()
 	if err != nil {
 		s.finish(j, Failed, err.Error())
 		return
 	}
-	s.wait.Go(func() { s.watch(j, p, url) })
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	p, err := s.run(j, addr)
+	if err != nil {
+		release()
+		s.finish(j, Failed, err.Error())
+		return
+	}
+	s.wait.Go(func() {
+		defer release()
+		s.watch(j, p, "http://"+addr+s.c.Job.ProbePath)
+	})
 }
 
-// run starts the Job's process. The URL is that of its readiness probe.
-func (s *Scaler) run(j *Job) (*process.Process, string, error) {
-	port, err := freeport.Pick()
-	if err != nil {
-		return nil, "", err
-	}
-	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	cmd := exec.Command(s.c.Processor)
+// run starts the Job's process.
+func (s *Scaler) run(j *Job, probeAddr string) (*process.Process, error) {
 	env := maps.Clone(s.env)
 	for _, k := range s.c.Job.PodNameVars {
 		env[k] = j.Pod
 	}
-	env["PROBE_ADDR"] = addr // pods have a port 8081 each, processes share the machine's
+	env["PROBE_ADDR"] = probeAddr
+	cmd := exec.Command(s.c.Processor)
 	cmd.Env = process.Env(env)
-	p, err := s.c.Start(cmd, s.logFile(j))
-	return p, "http://" + addr + s.c.Job.ProbePath, err
+	return s.c.Start(cmd, s.logFile(j))
 }
 
 func (s *Scaler) logFile(j *Job) string { return filepath.Join(s.c.Dir, j.Pod+".log") }

@@ -156,10 +156,11 @@ func (b *sandbox) startAll(ctx context.Context, log *slog.Logger) error {
 // chooseAddress finds out where complex-app can listen, before anything starts.
 func (b *sandbox) chooseAddress() error {
 	if b.addr == "" {
-		port, err := freeport.Pick()
+		port, release, err := freeport.Reserve()
 		if err != nil {
 			return err
 		}
+		b.onClose(release)
 		b.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	}
 	l, err := net.Listen("tcp", b.addr)
