@@ -60,6 +60,10 @@ e2e: ## the tutorial on the cluster of KUBECONFIG, with the registry REPO, LOGIN
 e2e-compose: ## the tutorial's five events with Docker Compose
 	@cd test && go test -tags compose -count=1 -timeout 30m -v ./compose
 
+.PHONY: chaos
+chaos: build ## events while everything is killed, restarted and cut: SEED=1 EVENTS=2000 CLIENTS=16
+	@cd test && go run ./chaos -bin ../bin -deploy ../deploy $(if $(SEED),-seed $(SEED)) $(if $(EVENTS),-events $(EVENTS)) $(if $(CLIENTS),-clients $(CLIENTS))
+
 .PHONY: scaling
 scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts,… PICTURES=folder
 	@cd test && go run ./scaling $(if $(LOADS),-loads $(LOADS)) $(if $(PICTURES),-picture $(abspath $(PICTURES)))
