@@ -251,12 +251,9 @@ func (c cluster) pods(t *testing.T, service string) (names []string) {
 
 // verdict compares the events that were accepted with what has become of them.
 type verdict struct {
-	accepted map[string]bool
-	done     map[string]bool
-	dead     map[string]bool
-	again    int // records whose message was delivered more than once
-	// ids, and all that is wrong with the records of these events
-	lost, doubled, wrong []string
+	accepted, done, dead map[string]bool // ids
+	lost, doubled, wrong []string        // ids: wrong is any other record than was sent
+	again                int             // records whose message was delivered more than once
 }
 
 // settle waits until nothing waits or works any more, and every accepted event

@@ -84,11 +84,12 @@ func infrastructure(t *testing.T, c cluster) {
 }
 
 func application(t *testing.T, c cluster) {
-	c.Run(t, "kubectl", "apply", "-f", "deploy/")
+	applied := c.Run(t, "kubectl", "apply", "-f", "deploy/")
+	require.Contains(t, applied, "secret/cloud-registry-secret created")
+	require.Less(t, strings.LastIndex(applied, "secret/"), strings.Index(applied, "deployment.apps/"), "pods were applied before a secret that they need:\n%s", applied)
 	c.Run(t, "kubectl", "rollout", "status", "deployment/complex-app", "--timeout", "2m")
 	c.Run(t, "kubectl", "wait", "--for=condition=Ready", "scaledjob/processor-job", "--timeout", "1m")
 	require.Contains(t, c.Run(t, "kubectl", "exec", "deployment/complex-app", "--", "/service", "--version"), version)
-	require.NotContains(t, c.Run(t, "kubectl", "get", "events"), "FailedToRetrieveImagePullSecret", "a pod was applied before the secret that it needs")
 
 	before := c.Run(t, "kubectl", "get", "deployments,scaledjobs", "-o", "jsonpath={.items[*].metadata.generation}")
 	c.Run(t, "kubectl", "apply", "-f", "deploy/")

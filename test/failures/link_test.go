@@ -50,6 +50,8 @@ type hold struct {
 	// Otherwise the receiver learns at once that the sender has died, and what
 	// was kept is lost.
 	Deaf bool
+	// Full does not even read, so that the sender's buffers fill up.
+	Full bool
 
 	held atomic.Bool // something, on any connection
 	name string
@@ -69,7 +71,7 @@ func (h *hold) NewState() any { return new(kept) }
 func (h *hold) Pipe(stub *toxics.ToxicStub) {
 	k := stub.State.(*kept)
 	for {
-		if k.ended {
+		if k.ended || h.Full {
 			<-stub.Interrupt
 			return
 		}
@@ -116,17 +118,16 @@ type link struct {
 	proxy      *toxiproxy.Proxy
 }
 
-func newLink(t *testing.T, host, port string) *link {
+func newLink(t *testing.T, serverHost, serverPort string) *link {
 	t.Helper()
-	// not port 0: it would be taken from those for outgoing connections, and lost
-	// to one of them while the link is cut
-	free, err := freeport.Pick()
+	// a port that nobody gets while the link is cut
+	port, release, err := freeport.Reserve()
 	require.NoError(t, err)
-	l := &link{host: "127.0.0.1", port: strconv.Itoa(free)}
+	l := &link{host: "127.0.0.1", port: strconv.Itoa(port)}
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	l.proxy = toxiproxy.NewProxy(server, t.Name(), net.JoinHostPort(l.host, l.port), net.JoinHostPort(host, port))
+	l.proxy = toxiproxy.NewProxy(server, t.Name(), net.JoinHostPort(l.host, l.port), net.JoinHostPort(serverHost, serverPort))
 	l.mend(t)
-	t.Cleanup(func() { l.release(); l.cut() })
+	t.Cleanup(func() { l.release(); l.cut(); release() })
 	return l
 }
 

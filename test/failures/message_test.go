@@ -200,7 +200,7 @@ func TestAMessageThatKillsItsWorker(t *testing.T) {
 	publish(t, q, event("good-1"), event("killer"), event("good-2"), event("good-3"))
 	kills := 0
 	ch := contracttest.Channel(t, q)
-	for n := 0; ; n++ {
+	for n := range 4 * queue.MaxAttempts {
 		state, err := ch.QueueDeclarePassive(q.Queue, true, false, false, false, nil)
 		require.NoError(t, err)
 		if state.Messages == 0 {

@@ -43,8 +43,9 @@ func program(name string) string { return filepath.Join(os.Getenv(programs), nam
 // start runs a program with the given servers. The variables win over those.
 func start(t *testing.T, path, addrVar string, q queue.Config, db records.Config, env []string) *running {
 	t.Helper()
-	port, err := freeport.Pick()
+	port, release, err := freeport.Reserve()
 	require.NoError(t, err)
+	t.Cleanup(release)
 	p := &running{addr: fmt.Sprintf("127.0.0.1:%d", port), log: filepath.Join(t.TempDir(), "log")}
 	p.cmd = exec.Command(path)
 	p.cmd.Env = append([]string{
