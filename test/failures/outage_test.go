@@ -20,7 +20,7 @@ import (
 // Jobs. None may end as a dead letter, and there must be no storm of Jobs.
 func TestMongoDBOutageWithMessagesWaiting(t *testing.T) {
 	t.Parallel()
-	outage{messages: 100, away: 12 * time.Second, retry: 5 * time.Second, interval: 200 * time.Millisecond, patience: 2 * patience}.run(t)
+	outage{messages: 100, away: 12 * time.Second, retry: 5 * time.Second, interval: 200 * time.Millisecond, patience: patience}.run(t)
 }
 
 type outage struct {

@@ -225,12 +225,10 @@ func requireQueues(t *testing.T, q queue.Config, waiting, dead int) {
 	t.Helper()
 	ch := contracttest.Channel(t, q)
 	for name, want := range map[string]int{q.Queue: waiting, q.DeadQueue(): dead} {
-		var got int
-		require.Eventually(t, func() bool {
+		eventually(t, func() bool {
 			state, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
-			got = state.Messages
-			return err == nil && got == want
-		}, patience, tick, "%d messages in %s, not %d", got, name, want)
+			return err == nil && state.Messages == want
+		}, "%d messages in %s", want, name)
 	}
 }
 
