@@ -54,7 +54,7 @@ redrive: ## send dead letters back: URL=http://localhost:8080, ID=… for one of
 
 .PHONY: e2e
 e2e: ## the tutorial on the cluster of KUBECONFIG, with the registry REPO, LOGIN, PASSWORD
-	@cd test && go test -tags e2e -count=1 -timeout 30m -v ./e2e
+	@cd test && go test -tags e2e -count=1 -timeout 45m -v ./e2e
 
 .PHONY: e2e-compose
 e2e-compose: ## the tutorial's five events with Docker Compose
@@ -65,8 +65,9 @@ chaos: build ## events while everything is killed, restarted and cut: SEED=1 EVE
 	@cd test && go run ./chaos -bin ../bin -deploy ../deploy $(if $(SEED),-seed $(SEED)) $(if $(EVENTS),-events $(EVENTS)) $(if $(CLIENTS),-clients $(CLIENTS))
 
 .PHONY: scaling
-scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts,… PICTURES=folder
-	@cd test && go run ./scaling $(if $(LOADS),-loads $(LOADS)) $(if $(PICTURES),-picture $(abspath $(PICTURES)))
+scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts,… VARIANTS=… REPEAT=3 PICTURES=folder JSON=file BUDGET=1
+	@cd test && go run ./scaling $(if $(LOADS),-loads $(LOADS)) $(if $(VARIANTS),-variants $(VARIANTS)) $(if $(REPEAT),-repeat $(REPEAT)) \
+		$(if $(PICTURES),-pictures $(abspath $(PICTURES))) $(if $(JSON),-json $(abspath $(JSON))) $(if $(BUDGET),-budget)
 
 .PHONY: clean
 clean: ## delete what the other targets made

@@ -77,7 +77,9 @@ func copyProject(t *testing.T, dir, namespace string) {
 		quoted := strings.ReplaceAll(os.Getenv(name), `'`, `'\''`)
 		edit(t, filepath.Join(dir, "build-images.sh"), "\n"+name+"='<"+name+">'", "\n"+name+"='"+quoted+"'")
 	}
-	edit(t, filepath.Join(dir, "deploy", "00-secret.yaml"), "rabbitmq.default.svc", "rabbitmq."+namespace+".svc")
+	for _, protocol := range []string{"amqp", "http"} { // KEDA's addresses
+		edit(t, filepath.Join(dir, "deploy", "00-secret.yaml"), protocol+"://rabbitmq.default.svc", protocol+"://rabbitmq."+namespace+".svc")
+	}
 }
 
 // edit replaces what occurs once in a file.
@@ -93,7 +95,7 @@ func edit(t *testing.T, file, from, to string) {
 func (c cluster) remove(ctx context.Context, t *testing.T) {
 	if t.Failed() {
 		for _, args := range [][]string{
-			{"get", "all,scaledjobs,pvc", "-o", "wide"},
+			{"get", "all,scaledjobs,scaledobjects,pvc", "-o", "wide"},
 			{"get", "events", "--sort-by", ".lastTimestamp"},
 			{"logs", "-l", "app.kubernetes.io/name=complex-app", "--prefix", "--tail", "30"},
 			{"logs", "-l", "app.kubernetes.io/name=processor-job", "--prefix", "--tail", "30"},

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -32,6 +33,7 @@ func TestFailures(t *testing.T) {
 		{"the application starts", countable},
 		{"KEDA is restarted while Jobs run and messages wait", kedaRestarted},
 		{"a pod is evicted, a Job deleted, another out of memory", workersStopped},
+		{"a message whose pods all die becomes a dead letter, and is sent back", deadLetter},
 		{"nothing is lost in chaos", chaos},
 	})
 }
@@ -108,6 +110,40 @@ func workersStopped(t *testing.T, c cluster) {
 	// the Job that was deleted is not there to be counted
 	c.requireJobs(t, jobs{succeeded: jobsBefore.succeeded + 4, failed: jobsBefore.failed + 2})
 	tutorial.LogTimes(t, []tutorial.Record{mine("evicted"), mine("deleted"), mine("hungry"), mine("kept")})
+}
+
+// deadLetter deletes the pod of each delivery of a message.
+func deadLetter(t *testing.T, c cluster) {
+	const deliveries = 5 // queue.MaxAttempts
+	earlier := len(c.data(t, t.Context()))
+	c.send(t, "deadly")
+	var last tutorial.Record
+	for attempt := 1; attempt <= deliveries; attempt++ {
+		c.waitForRecords(t, patience, func(r []tutorial.Record) bool {
+			last = named(r, "deadly")
+			return last.Attempts == attempt
+		})
+		c.Run(t, "kubectl", "delete", "pod", last.Job, "--now")
+	}
+	type dead struct {
+		ID, Reason, Job string
+		Attempts        int
+	}
+	var all []dead
+	tutorial.Eventually(t, patience, func(collect *assert.CollectT) {
+		out, err := c.curl(t.Context(), "--fail", service+"/dead-letters")
+		require.NoError(collect, err)
+		require.NoError(collect, json.Unmarshal([]byte(out), &all), "%s", out)
+		require.Len(collect, all, 1)
+	})
+	require.Equal(t, dead{ID: last.ID, Reason: all[0].Reason, Job: last.Job, Attempts: deliveries}, all[0])
+	require.NotEmpty(t, all[0].Reason)
+
+	out, err := c.curl(t.Context(), "--fail", "-X", "POST", service+"/dead-letters/redrive?id="+last.ID)
+	require.NoError(t, err)
+	require.JSONEq(t, `{"redriven":1}`, out)
+	records := c.waitForRecords(t, patience, func(r []tutorial.Record) bool { return tutorial.AllDone(r, earlier+1) })
+	require.Equal(t, deliveries+1, named(records, "deadly").Attempts)
 }
 
 // evict does what the drain of a node does to each of its pods.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"os/exec"
@@ -20,37 +21,42 @@ import (
 )
 
 const (
-	scaledJob = "processor-job"
-
 	pollInterval = 500 * time.Millisecond
-	// settle is how long nothing may change after the last record is done: two
-	// of KEDA's polls, in which a spare Job would show itself.
-	settle = 12 * time.Second
+	// patience is how long an unfinished record may stay as it is, beside its
+	// work, until it counts as lost.
+	patience = 45 * time.Second
 )
 
 // cluster is the project on a cluster, seen through kubectl.
 type cluster struct {
-	service string // complex-app's address on this machine
-	stop    context.CancelFunc
-	forward *exec.Cmd
-	watcher *exec.Cmd
+	consumer *consumer
+	service  string // complex-app's address on this machine
+	stop     context.CancelFunc
+	forward  *exec.Cmd
+	watcher  *exec.Cmd
 
-	mu   sync.Mutex
-	pods map[string]*pod
+	mu    sync.Mutex
+	pods  map[string]*pod
+	ended error // of the watch
 }
 
-// pod is a Job's. The times are those at which we were told, but for
-// that of its creation.
+// pod is a Job's or the Deployment's. The times are those at which we were told,
+// but for that of its creation.
 type pod struct {
-	name                    string
-	created, running, ended time.Time
-	seen                    time.Time // first
-	succeeded               bool
+	name                                 string
+	created, running, ready, told, ended time.Time
+	seen                                 time.Time // first
+	succeeded                            bool
+	interrupted                          bool // told to stop while it had a message
 }
 
 func connect(ctx context.Context) (*cluster, error) {
+	found, err := findConsumer(ctx)
+	if err != nil {
+		return nil, err
+	}
 	ctx, stop := context.WithCancel(ctx)
-	c := &cluster{stop: stop, pods: map[string]*pod{}}
+	c := &cluster{consumer: found, stop: stop, pods: map[string]*pod{}}
 	for _, start := range []func(context.Context) error{c.startForward, c.startWatcher} {
 		if err := start(ctx); err != nil {
 			c.close()
@@ -96,10 +102,10 @@ func (c *cluster) startForward(ctx context.Context) error {
 	return nil
 }
 
-// startWatcher follows the Jobs' pods. KEDA deletes finished Jobs beyond its
+// startWatcher follows the consumer's pods. KEDA deletes finished Jobs beyond its
 // history limit, so what is there at the end is not all that there was.
 func (c *cluster) startWatcher(ctx context.Context) error {
-	c.watcher = exec.CommandContext(ctx, "kubectl", "get", "pods", "--selector", "scaledjob.keda.sh/name="+scaledJob,
+	c.watcher = exec.CommandContext(ctx, "kubectl", "get", "pods", "--selector", c.consumer.selector,
 		"--watch", "--output-watch-events", "--output", "json")
 	out, err := c.watcher.StdoutPipe()
 	if err != nil {
@@ -112,10 +118,15 @@ func (c *cluster) startWatcher(ctx context.Context) error {
 		events := json.NewDecoder(out)
 		for {
 			var e podEvent
-			if events.Decode(&e) != nil {
+			if err := events.Decode(&e); err != nil {
+				c.mu.Lock()
+				c.ended = fmt.Errorf("kubectl get pods --watch: %w", err)
+				c.mu.Unlock()
 				return
 			}
-			c.note(e, time.Now())
+			if c.note(e, time.Now()) {
+				go c.noteInterruption(ctx, e.Object.Metadata.Name)
+			}
 		}
 	}()
 	return nil
@@ -128,9 +139,11 @@ type podEvent struct {
 			Name              string
 			Labels            map[string]string
 			CreationTimestamp time.Time
+			DeletionTimestamp string
 		}
 		Status struct {
 			Phase             string
+			Conditions        []struct{ Type, Status string }
 			ContainerStatuses []struct {
 				State struct{ Running, Terminated *struct{} }
 			}
@@ -138,7 +151,8 @@ type podEvent struct {
 	}
 }
 
-func (c *cluster) note(e podEvent, now time.Time) {
+// note reports whether the pod was just told to stop.
+func (c *cluster) note(e podEvent, now time.Time) (told bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := e.Object
@@ -157,8 +171,28 @@ func (c *cluster) note(e podEvent, now time.Time) {
 		set(&p.running, s.State.Running != nil)
 		terminated = terminated || s.State.Terminated != nil
 	}
+	for _, condition := range o.Status.Conditions {
+		set(&p.ready, condition.Type == "Ready" && condition.Status == "True")
+	}
+	told = p.told.IsZero() && o.Metadata.DeletionTimestamp != "" && !terminated
+	set(&p.told, told)
 	set(&p.ended, terminated || e.Type == "DELETED" || o.Status.Phase == "Succeeded" || o.Status.Phase == "Failed")
 	p.succeeded = p.succeeded || o.Status.Phase == "Succeeded"
+	return told
+}
+
+// noteInterruption asks at once, because the record is another pod's as soon as
+// the message is.
+func (c *cluster) noteInterruption(ctx context.Context, name string) {
+	all, err := c.records(ctx, "")
+	if err != nil {
+		return // the run has ended, or fails by it too
+	}
+	if slices.ContainsFunc(all, func(r records.Record) bool { return r.Job == name && r.Status == records.Processing }) {
+		c.mu.Lock()
+		c.pods[name].interrupted = true
+		c.mu.Unlock()
+	}
 }
 
 // since returns the pods that were created from the given time on. Kubernetes
@@ -176,59 +210,82 @@ func (c *cluster) since(t time.Time) []pod {
 	return all
 }
 
-// measure runs one load and waits until all of it is done and quiet.
-func (c *cluster) measure(ctx context.Context, name string, l load) (*result, error) {
-	if err := c.setWork(ctx, l.work); err != nil {
-		return nil, err
-	}
+// measure sends one load to a variant of the consumer, and waits until it is
+// done, or does not go on, and quiet.
+func (c *cluster) measure(ctx context.Context, l load, v variant) (*result, error) {
+	v.work, v.claimDelay = l.work, l.claimDelay
 	if err := c.quiet(ctx, 0); err != nil {
 		return nil, err
 	}
-	r := &result{name: name, load: l, start: time.Now()}
-	ids := map[string]bool{}
+	if err := c.consumer.apply(ctx, v); err != nil {
+		return nil, err
+	}
+	// KEDA looks at the queue right after the change, and then at its interval.
+	// Every moment of it must be as likely as any other.
+	interval := c.consumer.interval
+	if err := wait(ctx, interval+rand.N(interval)); err != nil {
+		return nil, err
+	}
+	// a name for these records: a-load-1a2b3c
+	name := fmt.Sprintf("%s-%06x", l.name, rand.N(1<<24))
+	r := &result{load: l, variant: v, jobs: c.consumer.jobs(), max: c.consumer.max, start: time.Now()}
 	for _, b := range l.bursts {
 		if err := wait(ctx, time.Until(r.start.Add(b.at))); err != nil {
 			return nil, err
 		}
-		sent, err := c.send(ctx, name, b.events)
-		if err != nil {
+		if err := c.send(ctx, name, b.events); err != nil {
 			return nil, err
 		}
-		for _, id := range sent {
-			ids[id] = true
-		}
 	}
-	for {
-		all, err := c.records(ctx, name)
-		if err != nil {
-			return nil, err
-		}
-		all = slices.DeleteFunc(all, func(r records.Record) bool { return !ids[r.ID] || r.Status != records.Done })
-		if len(all) == l.events() {
-			r.records = all
-			break
-		}
-		if err := wait(ctx, pollInterval); err != nil {
-			return nil, fmt.Errorf("%d of %d records are done: %w", len(all), l.events(), err)
-		}
+	var err error
+	if r.records, err = c.finished(ctx, name, l, v); err != nil {
+		return nil, err
 	}
-	if err := c.quiet(ctx, settle); err != nil {
+	// a spare Job would show itself in KEDA's next two looks
+	if err := c.quiet(ctx, 2*interval+2*time.Second); err != nil {
 		return nil, err
 	}
 	r.pods = c.since(r.start)
 	return r, nil
 }
 
-// quiet waits until no pod is at work, and none starts for a while.
+// finished waits for the load's records to be done, and returns them. When
+// nothing has changed for long, the rest is lost.
+func (c *cluster) finished(ctx context.Context, name string, l load, v variant) ([]records.Record, error) {
+	var before []records.Record
+	since := time.Now()
+	for {
+		all, err := c.records(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Equal(all, before) {
+			before, since = all, time.Now()
+		}
+		open := func(r records.Record) bool { return r.Status != records.Done }
+		if len(all) == l.events() && !slices.ContainsFunc(all, open) || time.Since(since) > v.work+v.claimDelay+patience {
+			return slices.DeleteFunc(all, open), nil
+		}
+		if err := wait(ctx, pollInterval); err != nil {
+			return nil, fmt.Errorf("%d of %d records are there: %w", len(all), l.events(), err)
+		}
+	}
+}
+
+// quiet waits until there is no pod at work, or at all when it would stay, and
+// none starts for a while.
 func (c *cluster) quiet(ctx context.Context, settle time.Duration) error {
 	since := time.Now()
 	for {
 		c.mu.Lock()
-		busy := false
+		busy, ended := false, c.ended
 		for _, p := range c.pods {
 			busy = busy || p.ended.IsZero() || p.seen.After(since)
 		}
 		c.mu.Unlock()
+		if ended != nil {
+			return ended
+		}
 		if busy {
 			since = time.Now()
 		} else if time.Since(since) >= settle {
@@ -240,57 +297,21 @@ func (c *cluster) quiet(ctx context.Context, settle time.Duration) error {
 	}
 }
 
-// setWork sets the ScaledJob's PROCESSING_TIME.
-func (c *cluster) setWork(ctx context.Context, work time.Duration) error {
-	out, err := kubectl(ctx, "get", "scaledjob", scaledJob, "--output", "json")
-	if err != nil {
-		return err
-	}
-	var object struct {
-		Spec struct {
-			JobTargetRef struct {
-				Template struct {
-					Spec struct {
-						Containers []struct {
-							Env []struct{ Name, Value string }
-						}
-					}
-				}
-			}
-		}
-	}
-	if err := json.Unmarshal(out, &object); err != nil {
-		return err
-	}
-	for i, v := range object.Spec.JobTargetRef.Template.Spec.Containers[0].Env {
-		if v.Name != "PROCESSING_TIME" {
-			continue
-		}
-		if v.Value == work.String() {
-			return nil
-		}
-		patch := fmt.Sprintf(`[{"op":"replace","path":"/spec/jobTargetRef/template/spec/containers/0/env/%d/value","value":"%s"}]`, i, work)
-		_, err := kubectl(ctx, "patch", "scaledjob", scaledJob, "--type", "json", "--patch", patch)
-		return err
-	}
-	return errors.New("the ScaledJob has no PROCESSING_TIME")
-}
-
-// send sends n events at once and returns their ids.
-func (c *cluster) send(ctx context.Context, name string, n int) ([]string, error) {
-	ids, errs := make([]string, n), make([]error, n)
+// send sends n events at once.
+func (c *cluster) send(ctx context.Context, name string, n int) error {
+	errs := make([]error, n)
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() {
-			var answer struct{ ID string }
+			var answer any
 			errs[i] = c.request(ctx, http.MethodPost, "/send?name="+url.QueryEscape(name)+"&content=load", http.StatusAccepted, &answer)
-			ids[i] = answer.ID
 		})
 	}
 	all.Wait()
-	return ids, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
+// records returns those with a name, or all of them.
 func (c *cluster) records(ctx context.Context, name string) ([]records.Record, error) {
 	var all []records.Record
 	return all, c.request(ctx, http.MethodGet, "/data?name="+url.QueryEscape(name), http.StatusOK, &all)

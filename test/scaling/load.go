@@ -1,15 +1,16 @@
 package main
 
 import (
-	"maps"
 	"slices"
 	"time"
 )
 
 // load is what is sent, and how long each message's work takes.
 type load struct {
-	bursts []burst
-	work   time.Duration
+	name       string
+	bursts     []burst
+	work       time.Duration
+	claimDelay time.Duration // a worker needs so long before it claims
 }
 
 // burst is that many events at once, so long after the load's start.
@@ -19,15 +20,16 @@ type burst struct {
 }
 
 // loads are those of the documentation's tables.
-var loads = map[string]load{
-	"five":    {work: 20 * time.Second, bursts: []burst{{0, 5}}},
-	"bursts":  {work: 20 * time.Second, bursts: []burst{{0, 5}, {8 * time.Second, 5}, {16 * time.Second, 5}}},
-	"thirty":  {work: 20 * time.Second, bursts: []burst{{0, 30}}},
-	"trickle": {work: 20 * time.Second, bursts: every(3*time.Second, 40)},
-	"hundred": {work: time.Second, bursts: []burst{{0, 100}}},
+var loads = []load{
+	{name: "five", work: 20 * time.Second, bursts: []burst{{0, 5}}},
+	{name: "bursts", work: 20 * time.Second, bursts: []burst{{0, 5}, {8 * time.Second, 5}, {16 * time.Second, 5}}},
+	{name: "thirty", work: 20 * time.Second, bursts: []burst{{0, 30}}},
+	{name: "slow", work: 20 * time.Second, bursts: []burst{{0, 5}}, claimDelay: 12 * time.Second},
+	{name: "slow-bursts", work: 20 * time.Second, bursts: []burst{{0, 5}, {8 * time.Second, 5}, {16 * time.Second, 5}}, claimDelay: 12 * time.Second},
+	{name: "hundred", work: time.Second, bursts: []burst{{0, 100}}},
+	{name: "trickle", work: 20 * time.Second, bursts: every(3*time.Second, 40)},
+	{name: "seventy", work: 20 * time.Second, bursts: []burst{{0, 70}}},
 }
-
-func loadNames() []string { return slices.Sorted(maps.Keys(loads)) }
 
 // every sends n events, one at a time.
 func every(interval time.Duration, n int) []burst {
@@ -44,4 +46,17 @@ func (l load) events() int {
 		n += b.events
 	}
 	return n
+}
+
+// ideal is when all of it would be done with so many places, if a worker began
+// the moment that a message came and a place was free.
+func (l load) ideal(places int) time.Duration {
+	free := make([]time.Duration, places) // when each place is
+	for _, b := range l.bursts {
+		for range b.events {
+			i := slices.Index(free, slices.Min(free))
+			free[i] = max(free[i], b.at) + l.claimDelay + l.work
+		}
+	}
+	return slices.Max(free)
 }

@@ -59,7 +59,11 @@ type manifest struct {
 		Triggers []struct {
 			Type              string
 			AuthenticationRef any // the login is in the variables
-			Metadata          struct{ Protocol, QueueName, Mode, Value, ActivationValue string }
+			Metadata          struct {
+				Protocol, QueueName, Mode, Value, ActivationValue string
+
+				HostFromEnv any // the server is in the variables, too
+			}
 		}
 		JobTargetRef struct {
 			BackoffLimit, ActiveDeadlineSeconds *int64

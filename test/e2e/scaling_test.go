@@ -1,0 +1,76 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestScaling counts: a Job for each message, and with a Deployment in the
+// ScaledJob's place no message lost or worked on twice.
+func TestScaling(t *testing.T) {
+	inOrder(t, []step{
+		{"the images are built and pushed", images},
+		{"RabbitMQ and MongoDB start", infrastructure},
+		{"the application starts", application},
+		{"five messages, and three bursts of five, get a Job each", oneJobEach},
+		{"five messages with a Deployment, which then goes back to zero", deploymentInstead},
+		{"scaling in in the middle of thirty messages", scaleIn},
+	})
+}
+
+func oneJobEach(t *testing.T, c cluster) {
+	for _, r := range c.measure(t, "-loads", "five,bursts") {
+		require.Equal(t, r.Messages, r.Pods)
+		require.Zero(t, r.Empty)
+		require.Zero(t, r.Lost)
+		require.Zero(t, r.Twice)
+	}
+}
+
+func deploymentInstead(t *testing.T, c cluster) {
+	c.Run(t, "kubectl", "delete", "scaledjob", "processor-job")
+	c.Run(t, "kubectl", "apply", "-f", "deploy/scaledobject/")
+	c.Run(t, "kubectl", "wait", "--for=condition=Ready", "scaledobject/processor-scaledobject", "--timeout", "1m")
+	// it ends when there is no pod any more
+	r := c.measure(t, "-loads", "five")[0]
+	require.Zero(t, r.Lost)
+	require.Zero(t, r.Twice)
+	require.Equal(t, "0", c.Run(t, "kubectl", "get", "deployment", "processor", "-o", "jsonpath={.spec.replicas}"))
+}
+
+// scaleIn has the HPA count waiting messages only: as soon as the last ones are
+// claimed, it stops all pods but one.
+func scaleIn(t *testing.T, c cluster) {
+	r := c.measure(t, "-loads", "thirty", "-variants", "over-amqp")[0]
+	require.Positive(t, r.Interrupted, "no pod was told to stop while it had a message")
+	require.Zero(t, r.Lost)
+	require.Zero(t, r.Twice)
+}
+
+// measured is what test/scaling writes of a load.
+type measured struct{ Messages, Pods, Empty, Lost, Twice, Interrupted int }
+
+func (c cluster) measure(t *testing.T, args ...string) []measured {
+	t.Helper()
+	results := filepath.Join(t.TempDir(), "results")
+	here := c.Shell
+	here.Dir = "." // go run wants to be in the module
+	t.Logf("\n%s", here.Run(t, "go", append([]string{"run", "../scaling", "-json", results}, args...)...))
+	file, err := os.Open(results)
+	require.NoError(t, err)
+	defer file.Close()
+	var all []measured
+	for lines := json.NewDecoder(file); lines.More(); {
+		var m measured
+		require.NoError(t, lines.Decode(&m))
+		all = append(all, m)
+	}
+	require.NotEmpty(t, all)
+	return all
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// trace follows what the pods' watch does not show: the Jobs, the cluster's
+// events, and what the processes log. All times but the log's are those at which
+// we were told.
+type trace struct {
+	stop context.CancelFunc
+	wait sync.WaitGroup
+
+	mu       sync.Mutex
+	jobs     map[string]*moments // by the Job's name
+	pods     map[string]*moments // by the pod's
+	fetching map[string]bool
+}
+
+// moments are named after what was reached.
+type moments map[string]time.Time
+
+func (m *moments) set(name string, t time.Time) {
+	if *m == nil {
+		*m = moments{}
+	}
+	if _, known := (*m)[name]; !known {
+		(*m)[name] = t
+	}
+}
+
+func (c *cluster) startTrace(ctx context.Context) (*trace, error) {
+	ctx, stop := context.WithCancel(ctx)
+	t := &trace{stop: stop, jobs: map[string]*moments{}, pods: map[string]*moments{}, fetching: map[string]bool{}}
+	for kind, note := range map[string]func(context.Context, watched, time.Time){"jobs": t.noteJob, "events": t.noteEvent} {
+		cmd := exec.CommandContext(ctx, "kubectl", "get", kind, "--watch-only", "--output", "json")
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		t.wait.Go(func() {
+			for objects := json.NewDecoder(out); ; {
+				var o watched
+				if objects.Decode(&o) != nil {
+					break
+				}
+				note(ctx, o, time.Now())
+			}
+			_ = cmd.Wait()
+		})
+	}
+	return t, nil
+}
+
+// watched is a Job or an Event.
+type watched struct {
+	Metadata struct{ Name string }
+	Status   struct {
+		Conditions []struct{ Type, Status string }
+	}
+	Reason         string
+	InvolvedObject struct{ Kind, Name string }
+}
+
+func of(all map[string]*moments, name string) *moments {
+	if all[name] == nil {
+		all[name] = &moments{}
+	}
+	return all[name]
+}
+
+func (t *trace) noteJob(_ context.Context, o watched, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := of(t.jobs, o.Metadata.Name)
+	m.set("created", now)
+	for _, c := range o.Status.Conditions {
+		if c.Type == "Complete" && c.Status == "True" {
+			m.set("complete", now)
+		}
+	}
+}
+
+func (t *trace) noteEvent(ctx context.Context, o watched, now time.Time) {
+	name := o.InvolvedObject.Name
+	if o.InvolvedObject.Kind != "Pod" {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	of(t.pods, name).set(o.Reason, now)
+	if o.Reason == "Started" && !t.fetching[name] {
+		t.fetching[name] = true
+		t.wait.Go(func() { t.readLog(ctx, name) })
+	}
+}
+
+// readLog follows a pod's log, in which processor-job says when it claims.
+func (t *trace) readLog(ctx context.Context, pod string) {
+	var out []byte
+	for {
+		var err error
+		if out, err = exec.CommandContext(ctx, "kubectl", "logs", "--follow", pod).Output(); err == nil {
+			break
+		}
+		// the API server does not know yet that it runs
+		if wait(ctx, pollInterval) != nil {
+			return // the budget then lacks this pod
+		}
+	}
+	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
+		var line struct {
+			Time time.Time
+			Msg  string
+		}
+		if json.Unmarshal(lines.Bytes(), &line) == nil {
+			t.mu.Lock()
+			of(t.pods, pod).set(line.Msg, line.Time)
+			t.mu.Unlock()
+		}
+	}
+}
+
+// printBudget prints the parts of a message's way, as the median and the maximum
+// over all of them for which both ends were seen.
+func (r *result) printBudget(w io.Writer) {
+	r.trace.stop()
+	r.trace.wait.Wait()
+	parts := []struct {
+		name     string
+		from, to string
+	}{
+		{"accepted → Job: KEDA's next look at the queue, and its creation", "sent", "job"},
+		{"Job → pod: the Job controller", "job", "pod"},
+		{"pod → scheduled", "pod", "Scheduled"},
+		{"scheduled → image there: the pod's sandbox and network; no pull", "Scheduled", "Pulled"},
+		{"image there → container started", "Pulled", "Started"},
+		{"started → claimed: the process, both logins, the claim", "Started", "claimed a message"},
+		{"claimed → stored", "claimed a message", "stored"},
+		{"stored → seen as ready: probe, kubelet, API server", "stored", "ready"},
+		{"stored → done: the work", "stored", "finished"},
+		{"done → container ended: acknowledged, closed, seen by the kubelet", "finished", "ended"},
+		{"container ended → Job complete", "ended", "complete"},
+	}
+	took := make([][]time.Duration, len(parts))
+	for _, p := range r.pods {
+		job := p.name[:strings.LastIndex(p.name, "-")]
+		all := moments{}
+		r.trace.mu.Lock()
+		for name, t := range *of(r.trace.pods, p.name) {
+			all[name] = t
+		}
+		all["job"], all["complete"] = (*of(r.trace.jobs, job))["created"], (*of(r.trace.jobs, job))["complete"]
+		r.trace.mu.Unlock()
+		all["pod"], all["ready"], all["ended"] = p.seen, p.ready, p.ended
+		for _, record := range r.records {
+			if record.Job == p.name {
+				all["sent"], all["stored"], all["finished"] = record.SentAt, record.StoredAt, record.FinishedAt
+			}
+		}
+		for i, part := range parts {
+			if from, to := all[part.from], all[part.to]; !from.IsZero() && !to.IsZero() {
+				took[i] = append(took[i], to.Sub(from))
+			}
+		}
+	}
+	fmt.Fprintln(w, "\n| part | seen | median, ms | max, ms |\n| --- | --- | --- | --- |")
+	for i, part := range parts {
+		slices.Sort(took[i])
+		fmt.Fprintf(w, "| %s | %d | %d | %d |\n", part.name, len(took[i]), quantile(took[i], 0.5).Milliseconds(), quantile(took[i], 1).Milliseconds())
+	}
+	fmt.Fprintln(w)
+}
