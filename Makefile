@@ -69,6 +69,10 @@ scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts,
 	@cd test && go run ./scaling $(if $(LOADS),-loads $(LOADS)) $(if $(VARIANTS),-variants $(VARIANTS)) $(if $(REPEAT),-repeat $(REPEAT)) \
 		$(if $(PICTURES),-pictures $(abspath $(PICTURES))) $(if $(JSON),-json $(abspath $(JSON))) $(if $(BUDGET),-budget)
 
+.PHONY: conformance
+conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA: minutes) SEED=1 STATES=4000
+	@cd test/conformance && export GOWORK=off && go vet . && go test -count=1 -timeout 30m . $(if $(SEED),-seed $(SEED)) $(if $(STATES),-states $(STATES)) $(if $(STATE),-state $(STATE))
+
 .PHONY: clean
 clean: ## delete what the other targets made
 	rm -rf bin coverage.out coverage.html
