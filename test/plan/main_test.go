@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/sandbox/scaler"
 )
 
 func TestFlags(t *testing.T) {
@@ -24,6 +26,18 @@ func TestFlags(t *testing.T) {
 		require.True(t, 5 <= work && work <= 60, work)
 	}
 	require.Equal(t, l, s.load(), "the same seed is the same load")
+}
+
+// Without -max and -poll, what is deployed is planned.
+func TestDefaults(t *testing.T) {
+	t.Parallel()
+	deployed, err := scaler.Load("../../deploy")
+	require.NoError(t, err)
+	s, err := parse([]string{"-bursts", "5"}, nil)
+	require.NoError(t, err)
+	require.InDelta(t, deployed.Interval.Seconds(), s.poll, 0, "change the default in parse")
+	require.Equal(t, deployed.Strategy, s.strategy, "change the default in parse")
+	require.True(t, deployed.PendingUntilReady, "the model knows nothing else")
 }
 
 func TestRate(t *testing.T) {
@@ -70,7 +84,7 @@ func TestBadFlags(t *testing.T) {
 func planned(t *testing.T, args string) string {
 	t.Helper()
 	var out bytes.Buffer
-	require.NoError(t, run(strings.Fields(args), &out))
+	require.NoError(t, run(append([]string{"-poll", "5", "-max", "10"}, strings.Fields(args)...), &out))
 	return out.String()
 }
 
@@ -113,7 +127,7 @@ func TestPlan(t *testing.T) {
 func TestNeeded(t *testing.T) {
 	t.Parallel()
 	for _, args := range []string{"-rate 0.5", "-rate 2 -work 5s-60s", "-rate 4 -work 1s", "-rate 0.01 -work 1m"} {
-		s, err := parse(strings.Fields(args), nil)
+		s, err := parse(strings.Fields(args+" -poll 5"), nil)
 		require.NoError(t, err)
 		n := needed(s)
 		require.Positive(t, n, args)
@@ -148,18 +162,21 @@ func TestCheck(t *testing.T) {
 	t.Parallel()
 	const five = `"load": "five", "sent": [0,0,0,0,0], "work": 20, "poll": 5, "max": 10`
 	for name, tt := range map[string]struct{ runs, row, problem string }{
-		"within":                  {`[{` + five + `, "firstJob": 1, "jobs": 5, "lastDone": 22.5, "waitMedian": 2}]`, "five 1.0 5 / 5 2 22 / 22.5 2 / 2 2 2", ""},
-		"off":                     {`[{` + five + `, "firstJob": 1, "lastDone": 19.5}]`, "five 1.0 5 2 22 / 19.5 ! 2 2 2", "five, all done: 22 / 19.5"},
-		"half a second more":      {`[{` + five + `, "firstJob": 1, "waitMax": 2.45}]`, "2 / 2.45", ""},
-		"a spare Job":             {`[{` + five + `, "jobs": 6}]`, "five ? 5 / 6 !", "five, Jobs: 5 / 6"},
-		"in any phase":            {`[{` + five + `, "lastDone": 25.5}]`, "21.1–25.9 / 25.5", ""},
-		"in no phase":             {`[{` + five + `, "lastDone": 29}]`, "21.1–25.9 / 29 !", "five, all done: 21.1–25.9 / 29"},
-		"a slow worker":           {`[{` + five + `, "firstJob": 1, "claim": 12, "lastDone": 34}]`, "five 1.0 5 14 34 / 34", ""},
-		"an unknown field":        {`[{"lod": "five"}]`, "", `unknown field "lod"`},
-		"no run":                  {`[]`, "", "it holds no run"},
-		"a run without its work":  {`[{"load": "five", "sent": [0], "poll": 5, "max": 10}]`, "", "run 1 (five) needs sent, in order, and work, poll and max"},
-		"a run in a wrong order":  {`[{"load": "five", "sent": [1,0], "work": 20, "poll": 5, "max": 10}]`, "", "needs sent, in order"},
-		"a run of another format": {`{}`, "", "cannot unmarshal object"},
+		"within":             {`{` + five + `, "firstPod": 1, "pods": 5, "done": 22.5, "waitMedian": 2}`, "five 1.0 5 / 5 2 22 / 22.5 2 / 2 2 2", ""},
+		"off":                {`{` + five + `, "firstPod": 1, "done": 19.5}`, "five 1.0 5 2 22 / 19.5 ! 2 2 2", "five, all done: 22 / 19.5"},
+		"half a second more": {`{` + five + `, "firstPod": 1, "waitMax": 2.45}`, "2 / 2.45", ""},
+		"a spare Job":        {`{` + five + `, "pods": 6}`, "five ? 5 / 6 !", "five, Jobs: 5 / 6"},
+		"in any phase":       {`{` + five + `, "done": 25.5}`, "21.1–25.9 / 25.5", ""},
+		"in no phase":        {`{` + five + `, "done": 29}`, "21.1–25.9 / 29 !", "five, all done: 21.1–25.9 / 29"},
+		"a slow worker":      {`{` + five + `, "firstPod": 1, "claim": 12, "done": 34}`, "five 1.0 5 14 34 / 34", ""},
+		"two runs, another variant, more fields": {
+			`{` + five + `, "firstPod": 1, "done": 22}` + "\n" + `{"variant": "eager/late/amqp"}` + "\n" + `{"variant": "as-deployed", "lost": 0, ` + five + `, "firstPod": 2, "done": 23}`,
+			"five 1.0 5 2 22 / 22 2 2 2 five 2.0 5 3 23 / 23 3 3 3", "",
+		},
+		"no run":                  {``, "", "it holds no run of the ScaledJob as it is deployed"},
+		"a run without its work":  {`{"load": "five", "sent": [0], "poll": 5, "max": 10}`, "", `a run of "five" needs sent, in order, and work, poll and max`},
+		"a run in a wrong order":  {`{"load": "five", "sent": [1,0], "work": 20, "poll": 5, "max": 10}`, "", "needs sent, in order"},
+		"a run of another format": {`[]`, "", "cannot unmarshal array"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -91,9 +91,7 @@ func plan(s settings, out io.Writer) error {
 	}
 	fmt.Fprintf(out, "%d messages, work of %s; pollingInterval %s, maxReplicaCount %d\n", len(l.at), &s.work, duration(s.poll), s.strategy.MaxReplicas)
 	fmt.Fprintf(out, "The cluster: %s. Others: see -h.\n\n", s.cluster())
-	if s.rate > 0 {
-		overload(s, out)
-	}
+	overloaded := s.rate > 0 && overload(s, out)
 	with := phases(s.system, l)
 	_, most := with.span(atOnce)
 	until, cost := with.mean(done), with.mean(podSeconds)
@@ -114,23 +112,25 @@ func plan(s settings, out io.Writer) error {
 	if from, to := with.span(done); s.rate == 0 {
 		fmt.Fprintf(out, "\nAll is done after %s to %s, depending on when KEDA looks.\n", duration(from), duration(to))
 	}
-	fmt.Fprintf(out, "\nA Deployment with waits as short (95 %%) needs %d replicas. Until all is done it costs %.0f pod-seconds,\n", n, always)
-	if cost <= always {
-		fmt.Fprintf(out, "the Jobs %.0f: Jobs are cheaper by %.0f %%, and cost nothing while nothing arrives.\n", cost, 100-cost/always*100)
-	} else {
-		fmt.Fprintf(out, "the Jobs %.0f: the Deployment is cheaper by %.0f %%, unless %s or more without messages follow each time.\n",
-			cost, 100-always/cost*100, duration(cost/float64(n)-until))
+	if !overloaded {
+		fmt.Fprintf(out, "\nA Deployment with waits as short (95 %%) needs %d replicas. Until all is done it costs %.0f pod-seconds,\nthe Jobs %.0f: ", n, always, cost)
+		if cost <= always {
+			fmt.Fprintf(out, "Jobs are cheaper by %.0f %%, and cost nothing while nothing arrives.\n", 100-cost/always*100)
+		} else {
+			fmt.Fprintf(out, "the Deployment is cheaper by %.0f %%, unless %s or more without messages follow each time.\n",
+				100-always/cost*100, duration(cost/float64(n)-until))
+		}
 	}
 	sweep(s, l, out)
 	return nil
 }
 
-// overload says whether the Jobs can keep up.
-func overload(s settings, out io.Writer) {
+// overload says, and tells, whether more arrives than the Jobs can take.
+func overload(s settings, out io.Writer) bool {
 	c := capacity(s)
 	if c > s.rate {
 		fmt.Fprintf(out, "These Jobs can take up to %.3g messages a second, and %.3g arrive.\n\n", c, s.rate)
-		return
+		return false
 	}
 	fmt.Fprintf(out, "OVERLOAD: these Jobs can take %.3g messages a second, and %.3g arrive: the queue grows without end,\nby %.0f an hour. ", c, s.rate, (s.rate-c)*3600)
 	if n := needed(s); n > 0 {
@@ -138,6 +138,7 @@ func overload(s settings, out io.Writer) {
 	} else {
 		fmt.Fprintf(out, "No maxReplicaCount helps, for the cluster starts %g pods a second:\nlet each Job take several messages, or use a Deployment.\n\n", s.starts)
 	}
+	return true
 }
 
 // sweep shows what other settings would do.
