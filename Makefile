@@ -69,6 +69,14 @@ scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts,
 	@cd test && go run ./scaling $(if $(LOADS),-loads $(LOADS)) $(if $(VARIANTS),-variants $(VARIANTS)) $(if $(REPEAT),-repeat $(REPEAT)) \
 		$(if $(PICTURES),-pictures $(abspath $(PICTURES))) $(if $(JSON),-json $(abspath $(JSON))) $(if $(BUDGET),-budget)
 
+.PHONY: plan
+plan: ## predict waits, Jobs and cost: RATE=0.2 or BURSTS=5@0s,5@8s WORK=20s MAX=10 POLL=5 (docs/planning.md)
+	@cd test && go run ./plan $(foreach v,RATE FOR BURSTS WORK MAX POLL SEED START STARTS LAG END,$(if $($v),-$(shell echo $v | tr A-Z a-z) '$($v)')) $(if $(CHECK),-check $(abspath $(CHECK)))
+
+.PHONY: conformance
+conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA: minutes) SEED=1 STATES=4000
+	@cd test/conformance && export GOWORK=off && go vet . && go test -count=1 -timeout 30m . $(if $(SEED),-seed $(SEED)) $(if $(STATES),-states $(STATES)) $(if $(STATE),-state $(STATE))
+
 .PHONY: clean
 clean: ## delete what the other targets made
 	rm -rf bin coverage.out coverage.html

@@ -228,7 +228,7 @@ func (c *cluster) measure(ctx context.Context, l load, v variant) (*result, erro
 	}
 	// a name for these records: a-load-1a2b3c
 	name := fmt.Sprintf("%s-%06x", l.name, rand.N(1<<24))
-	r := &result{load: l, variant: v, jobs: c.consumer.jobs(), max: c.consumer.max, start: time.Now()}
+	r := &result{load: l, variant: v, jobs: c.consumer.jobs(), max: c.consumer.max, interval: c.consumer.interval, start: time.Now()}
 	for _, b := range l.bursts {
 		if err := wait(ctx, time.Until(r.start.Add(b.at))); err != nil {
 			return nil, err

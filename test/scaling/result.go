@@ -12,14 +12,15 @@ import (
 
 // result is what one load has shown.
 type result struct {
-	load    load
-	variant variant
-	jobs    bool // else a Deployment's pods
-	max     int  // at a time
-	start   time.Time
-	records []records.Record // those that are done
-	pods    []pod
-	trace   *trace // may be nil
+	load     load
+	variant  variant
+	jobs     bool          // else a Deployment's pods
+	max      int           // at a time
+	interval time.Duration // between two of KEDA's looks
+	start    time.Time
+	records  []records.Record // those that are done
+	pods     []pod
+	trace    *trace // may be nil
 }
 
 const header = `| variant | load | messages | Jobs or pods | empty | lost | twice | interrupted | last stored, s | all done, s | of ideal | wait: median, s | 95 % | max | pod-seconds |
@@ -50,6 +51,15 @@ type summary struct {
 	Wait95      float64 `json:"wait95"`
 	WaitMax     float64 `json:"waitMax"`
 	PodSeconds  float64 `json:"podSeconds"` // from their creation to their end
+
+	// What test/plan needs to predict the same. Sent and FirstPod count from the
+	// load's start, as Stored and Done do.
+	Work     float64   `json:"work"`  // of a message
+	Claim    float64   `json:"claim"` // how long a worker waits before it claims
+	Poll     float64   `json:"poll"`  // pollingInterval
+	Max      int       `json:"max"`   // maxReplicaCount
+	Sent     []float64 `json:"sent"`
+	FirstPod float64   `json:"firstPod"` // seen first, just after KEDA has looked
 }
 
 func (r *result) summary() summary {
@@ -59,6 +69,16 @@ func (r *result) summary() summary {
 		Pods: len(r.pods), Lost: r.load.events() - len(r.records),
 		Stored: r.last(stored).Seconds(), Done: r.last(finished).Seconds(), Ideal: r.load.ideal(r.max).Seconds(),
 		WaitMedian: quantile(waits, 0.5).Seconds(), Wait95: quantile(waits, 0.95).Seconds(), WaitMax: quantile(waits, 1).Seconds(),
+		Work: r.load.work.Seconds(), Claim: r.load.claimDelay.Seconds(), Poll: r.interval.Seconds(), Max: r.max,
+	}
+	for _, record := range r.records {
+		s.Sent = append(s.Sent, record.SentAt.Sub(r.start).Seconds())
+	}
+	slices.Sort(s.Sent)
+	for i, p := range r.pods {
+		if seen := p.seen.Sub(r.start).Seconds(); i == 0 || seen < s.FirstPod {
+			s.FirstPod = seen
+		}
 	}
 	worked := map[string]bool{}
 	for _, record := range r.records {

@@ -118,7 +118,7 @@ func (s *Scaler) Run(ctx context.Context) {
 // first: a Job that claims its message in between then delays another one to
 // the next pass. KEDA counts them last, and starts a spare Job in that moment.
 func (s *Scaler) pass(ctx context.Context) {
-	running, pending := s.count()
+	running, pending := s.c.Job.Count(s.Jobs())
 	// without an answer the queue counts as empty, as it does for KEDA
 	ready, err := s.readyMessages(ctx)
 	if ctx.Err() != nil {
@@ -174,16 +174,15 @@ func (s *Scaler) report(err error) {
 	}
 }
 
-// count tells how many Jobs are unfinished, and how many of those are pending.
-func (s *Scaler) count() (running, pending int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, j := range s.jobs {
-		if j.Status != Running {
+// Count tells how many of the Jobs are unfinished, and how many of those are
+// pending.
+func (j ScaledJob) Count(jobs []Job) (running, pending int64) {
+	for _, job := range jobs {
+		if job.Status != Running {
 			continue
 		}
 		running++
-		if s.c.Job.PendingUntilReady && !j.Ready {
+		if j.PendingUntilReady && !job.Ready {
 			pending++
 		}
 	}

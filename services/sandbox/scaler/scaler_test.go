@@ -149,7 +149,7 @@ func TestJobFails(t *testing.T) {
 func TestPendingUntilReady(t *testing.T) {
 	t.Parallel()
 	counts := func(s *Scaler) [2]int64 {
-		running, pending := s.count()
+		running, pending := s.c.Job.Count(s.Jobs())
 		return [2]int64{running, pending}
 	}
 	t.Run("by the probe", func(t *testing.T) {
