@@ -166,6 +166,7 @@ func TestCheck(t *testing.T) {
 		"off":                {`{` + five + `, "firstPod": 1, "done": 19.5}`, "five 1.0 5 2 22 / 19.5 ! 2 2 2", "five, all done: 22 / 19.5"},
 		"half a second more": {`{` + five + `, "firstPod": 1, "waitMax": 2.45}`, "2 / 2.45", ""},
 		"a spare Job":        {`{` + five + `, "pods": 6}`, "five ? 5 / 6 !", "five, Jobs: 5 / 6"},
+		"one Job too many":   {`{"load": "many", "sent": [` + strings.Repeat("0,", 29) + `0], "work": 20, "poll": 5, "max": 30, "pods": 31}`, "many ? 30 / 31 !", "many, Jobs: 30 / 31"},
 		"in any phase":       {`{` + five + `, "done": 25.5}`, "21.1–25.9 / 25.5", ""},
 		"in no phase":        {`{` + five + `, "done": 29}`, "21.1–25.9 / 29 !", "five, all done: 21.1–25.9 / 29"},
 		"a slow worker":      {`{` + five + `, "firstPod": 1, "claim": 12, "done": 34}`, "five 1.0 5 14 34 / 34", ""},

@@ -50,9 +50,9 @@ func TestSimulate(t *testing.T) {
 			load: testLoad(20, times(5, 0)...), phase: 1,
 			waits: times(5, 2), done: 22, atOnce: 5, podSeconds: 5 * 22,
 		},
-		"sent just before a look": {
-			load: testLoad(20, 1), phase: 1,
-			waits: []float64{1}, done: 22, atOnce: 1, podSeconds: 22,
+		"sent at the moment of a look": {
+			load: testLoad(20, 0, 1), phase: 1,
+			waits: []float64{2, 1}, done: 22, atOnce: 2, podSeconds: 2 * 22,
 		},
 		"sent just after a look": {
 			load: testLoad(20, 1.1), phase: 1,
