@@ -70,7 +70,7 @@ scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts,
 		$(if $(PICTURES),-pictures $(abspath $(PICTURES))) $(if $(JSON),-json $(abspath $(JSON))) $(if $(BUDGET),-budget)
 
 .PHONY: plan
-plan: ## predict waits, Jobs and cost: RATE=0.2 or BURSTS=5@0s,5@8s WORK=20s MAX=10 POLL=5 (docs/planning.md)
+plan: ## predict waits, Jobs and cost: RATE=0.2 or BURSTS=5@0s,5@8s WORK=20s MAX=10 POLL=2 (docs/planning.md)
 	@cd test && go run ./plan $(foreach v,RATE FOR BURSTS WORK MAX POLL SEED START STARTS LAG END,$(if $($v),-$(shell echo $v | tr A-Z a-z) '$($v)')) $(if $(CHECK),-check $(abspath $(CHECK)))
 
 .PHONY: conformance
