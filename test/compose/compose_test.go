@@ -66,7 +66,7 @@ func TestTutorial(t *testing.T) {
 		assert.NoError(t, err)
 		return strings.Count(logs, "job started")
 	}
-	require.Never(t, func() bool { return started() != tutorial.Events }, 3*tutorial.PollingInterval, time.Second,
+	require.Never(t, func() bool { return started() != tutorial.Events }, 15*tutorial.PollingInterval, time.Second,
 		"the scaler did not start one Job for each event")
 	s.Run(t, "docker", "compose", "stop", "scaler")
 	require.Contains(t, s.Run(t, "docker", "compose", "logs", "--no-color", "scaler"),

@@ -127,7 +127,7 @@ exit
 	require.Never(t, func() bool {
 		out, err := c.Try(t.Context(), "", "kubectl", "get", "jobs", "-o", "name")
 		return err != nil || len(strings.Fields(out)) != tutorial.Events
-	}, 3*tutorial.PollingInterval, time.Second, "there was a sixth Job")
+	}, 15*tutorial.PollingInterval, time.Second, "there was a sixth Job")
 	t.Logf("kubectl get jobs\n%s", c.Run(t, "kubectl", "get", "jobs"))
 
 	var workers []string

@@ -204,5 +204,5 @@ func (c cluster) requireJobs(t *testing.T, want jobs) {
 	require.Never(t, func() bool {
 		found, err := c.jobs(t.Context())
 		return err != nil || found != want
-	}, 3*tutorial.PollingInterval, time.Second, "there was another Job")
+	}, 15*tutorial.PollingInterval, time.Second, "there was another Job")
 }

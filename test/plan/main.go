@@ -55,7 +55,7 @@ const tooMany = 10_000_000
 func parse(args []string, out io.Writer) (settings, error) {
 	s := settings{during: 3600, work: spread{20, 20}}
 	s.strategy.Name, s.strategy.Target = "accurate", 1
-	s.poll, s.start, s.lag, s.end = 2, 1, 0.7, 2
+	s.poll, s.start, s.lag, s.end = 1, 1, 0.7, 2
 	flags := flag.NewFlagSet("plan", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.Float64Var(&s.rate, "rate", 0, "messages a second, arriving at random, for the time of -for")

@@ -105,9 +105,21 @@ func (c *cluster) startForward(ctx context.Context) error {
 // startWatcher follows the consumer's pods. KEDA deletes finished Jobs beyond its
 // history limit, so what is there at the end is not all that there was.
 func (c *cluster) startWatcher(ctx context.Context) error {
+	// those that are there already, before anybody asks whether all is quiet
+	out, err := kubectl(ctx, "get", "pods", "--selector", c.consumer.selector, "--output", "json")
+	if err != nil {
+		return err
+	}
+	var there struct{ Items []podObject }
+	if err := json.Unmarshal(out, &there); err != nil {
+		return err
+	}
+	for _, p := range there.Items {
+		c.note(podEvent{Object: p}, time.Now())
+	}
 	c.watcher = exec.CommandContext(ctx, "kubectl", "get", "pods", "--selector", c.consumer.selector,
 		"--watch", "--output-watch-events", "--output", "json")
-	out, err := c.watcher.StdoutPipe()
+	watched, err := c.watcher.StdoutPipe()
 	if err != nil {
 		return err
 	}
@@ -115,7 +127,7 @@ func (c *cluster) startWatcher(ctx context.Context) error {
 		return err
 	}
 	go func() {
-		events := json.NewDecoder(out)
+		events := json.NewDecoder(watched)
 		for {
 			var e podEvent
 			if err := events.Decode(&e); err != nil {
@@ -134,19 +146,20 @@ func (c *cluster) startWatcher(ctx context.Context) error {
 
 type podEvent struct {
 	Type   string
-	Object struct {
-		Metadata struct {
-			Name              string
-			Labels            map[string]string
-			CreationTimestamp time.Time
-			DeletionTimestamp string
-		}
-		Status struct {
-			Phase             string
-			Conditions        []struct{ Type, Status string }
-			ContainerStatuses []struct {
-				State struct{ Running, Terminated *struct{} }
-			}
+	Object podObject
+}
+
+type podObject struct {
+	Metadata struct {
+		Name              string
+		CreationTimestamp time.Time
+		DeletionTimestamp string
+	}
+	Status struct {
+		Phase             string
+		Conditions        []struct{ Type, Status string }
+		ContainerStatuses []struct {
+			State struct{ Running, Terminated *struct{} }
 		}
 	}
 }

@@ -27,7 +27,7 @@ const Events = 5
 const ProcessingTime = 20 * time.Second
 
 // PollingInterval is pollingInterval in deploy/processor-job.yaml.
-const PollingInterval = 5 * time.Second
+const PollingInterval = time.Second
 
 // Record is an element of what GET /data answers.
 type Record struct {
