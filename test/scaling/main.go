@@ -25,6 +25,7 @@ type options struct {
 	loads, variants string
 	repeat          int
 	pictures, json  string
+	compare         string
 	budget          bool
 }
 
@@ -35,6 +36,7 @@ func main() {
 	flag.IntVar(&o.repeat, "repeat", 1, "how often to run it all")
 	flag.StringVar(&o.pictures, "pictures", "", "a `folder` for an SVG timeline of each load")
 	flag.StringVar(&o.json, "json", "", "a `file` to add the results to, one JSON object a line")
+	flag.StringVar(&o.compare, "compare", "", "measure nothing: draw all of a load's results in this `file` into one picture, one for each load")
 	flag.BoolVar(&o.budget, "budget", false, "also print what each part of a Job's life takes")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -48,6 +50,9 @@ func main() {
 // run prints a line for each load. It goes on after one that was not done right,
 // and says so at the end.
 func run(ctx context.Context, o options) (err error) {
+	if o.compare != "" {
+		return compare(o.compare, o.pictures)
+	}
 	chosen, err := choose("-loads", o.loads, loads, func(l load) string { return l.name })
 	if err != nil {
 		return err

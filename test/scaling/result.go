@@ -36,7 +36,7 @@ func (r *result) row() string {
 // summary is a result in figures. Times are in seconds; waits are from a message's
 // acceptance to its record.
 type summary struct {
-	Variant     string  `json:"variant"`
+	Variant     string  `json:"variant"` // of the ScaledJob, or Deployment/…
 	Load        string  `json:"load"`
 	Messages    int     `json:"messages"`
 	Pods        int     `json:"pods"`
@@ -60,6 +60,9 @@ type summary struct {
 	Max      int       `json:"max"`   // maxReplicaCount
 	Sent     []float64 `json:"sent"`
 	FirstPod float64   `json:"firstPod"` // seen first, just after KEDA has looked
+
+	// Lives are the pods' creations and ends, for the comparison's picture.
+	Lives [][2]float64 `json:"lives"`
 }
 
 func (r *result) summary() summary {
@@ -76,9 +79,14 @@ func (r *result) summary() summary {
 	}
 	slices.Sort(s.Sent)
 	for i, p := range r.pods {
-		if seen := p.seen.Sub(r.start).Seconds(); i == 0 || seen < s.FirstPod {
+		seen := p.seen.Sub(r.start).Seconds()
+		if i == 0 || seen < s.FirstPod {
 			s.FirstPod = seen
 		}
+		s.Lives = append(s.Lives, [2]float64{seen, p.ended.Sub(r.start).Seconds()})
+	}
+	if !r.jobs {
+		s.Variant = "Deployment/" + s.Variant
 	}
 	worked := map[string]bool{}
 	for _, record := range r.records {
