@@ -170,7 +170,7 @@ func badInput(t *testing.T, c cluster) {
 		{"invalid UTF-8", 400, []string{"-X", "POST", service + "/send?name=%ff"}},
 		{"GET /send", 405, []string{service + "/send?name=record1"}},
 		{"DELETE /data", 405, []string{"-X", "DELETE", service + "/data"}},
-		{"an unknown path", 404, []string{service + "/"}},
+		{"an unknown path", 404, []string{service + "/nowhere"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			out, err := c.curl(t.Context(), append([]string{"-w", "\n%{http_code} %{content_type}"}, test.args...)...)

@@ -21,10 +21,9 @@ type trace struct {
 	stop context.CancelFunc
 	wait sync.WaitGroup
 
-	mu       sync.Mutex
-	jobs     map[string]*moments // by the Job's name
-	pods     map[string]*moments // by the pod's
-	fetching map[string]bool
+	mu   sync.Mutex
+	jobs map[string]*moments // by the Job's name
+	pods map[string]*moments // by the pod's
 }
 
 // moments are named after what was reached.
@@ -41,8 +40,8 @@ func (m *moments) set(name string, t time.Time) {
 
 func (c *cluster) startTrace(ctx context.Context) (*trace, error) {
 	ctx, stop := context.WithCancel(ctx)
-	t := &trace{stop: stop, jobs: map[string]*moments{}, pods: map[string]*moments{}, fetching: map[string]bool{}}
-	for kind, note := range map[string]func(context.Context, watched, time.Time){"jobs": t.noteJob, "events": t.noteEvent} {
+	t := &trace{stop: stop, jobs: map[string]*moments{}, pods: map[string]*moments{}}
+	for kind, note := range map[string]func(watched, time.Time){"jobs": t.noteJob, "events": t.noteEvent} {
 		cmd := exec.CommandContext(ctx, "kubectl", "get", kind, "--watch-only", "--output", "json")
 		out, err := cmd.StdoutPipe()
 		if err == nil {
@@ -58,7 +57,7 @@ func (c *cluster) startTrace(ctx context.Context) (*trace, error) {
 				if objects.Decode(&o) != nil {
 					break
 				}
-				note(ctx, o, time.Now())
+				note(o, time.Now())
 			}
 			_ = cmd.Wait()
 		})
@@ -83,7 +82,7 @@ func of(all map[string]*moments, name string) *moments {
 	return all[name]
 }
 
-func (t *trace) noteJob(_ context.Context, o watched, now time.Time) {
+func (t *trace) noteJob(o watched, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	m := of(t.jobs, o.Metadata.Name)
@@ -95,7 +94,7 @@ func (t *trace) noteJob(_ context.Context, o watched, now time.Time) {
 	}
 }
 
-func (t *trace) noteEvent(ctx context.Context, o watched, now time.Time) {
+func (t *trace) noteEvent(o watched, now time.Time) {
 	name := o.InvolvedObject.Name
 	if o.InvolvedObject.Kind != "Pod" {
 		return
@@ -103,43 +102,34 @@ func (t *trace) noteEvent(ctx context.Context, o watched, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	of(t.pods, name).set(o.Reason, now)
-	if o.Reason == "Started" && !t.fetching[name] {
-		t.fetching[name] = true
-		t.wait.Go(func() { t.readLog(ctx, name) })
-	}
 }
 
-// readLog follows a pod's log, in which processor-job says when it claims.
-func (t *trace) readLog(ctx context.Context, pod string) {
-	var out []byte
-	for {
-		var err error
-		if out, err = exec.CommandContext(ctx, "kubectl", "logs", "--follow", pod).Output(); err == nil {
-			break
+// readLogs reads when each pod's processor-job says what it has done. It does so
+// afterwards, not to disturb what is measured.
+func (t *trace) readLogs(ctx context.Context, pods []pod) error {
+	t.stop()
+	t.wait.Wait()
+	for _, p := range pods {
+		out, err := kubectl(ctx, "logs", p.name)
+		if err != nil {
+			return err
 		}
-		// the API server does not know yet that it runs
-		if wait(ctx, pollInterval) != nil {
-			return // the budget then lacks this pod
-		}
-	}
-	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
-		var line struct {
-			Time time.Time
-			Msg  string
-		}
-		if json.Unmarshal(lines.Bytes(), &line) == nil {
-			t.mu.Lock()
-			of(t.pods, pod).set(line.Msg, line.Time)
-			t.mu.Unlock()
+		for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
+			var line struct {
+				Time time.Time
+				Msg  string
+			}
+			if json.Unmarshal(lines.Bytes(), &line) == nil {
+				of(t.pods, p.name).set(line.Msg, line.Time)
+			}
 		}
 	}
+	return nil
 }
 
 // printBudget prints the parts of a message's way, as the median and the maximum
 // over all of them for which both ends were seen.
 func (r *result) printBudget(w io.Writer) {
-	r.trace.stop()
-	r.trace.wait.Wait()
 	parts := []struct {
 		name     string
 		from, to string
@@ -159,12 +149,10 @@ func (r *result) printBudget(w io.Writer) {
 	for _, p := range r.pods {
 		job := p.name[:strings.LastIndex(p.name, "-")]
 		all := moments{}
-		r.trace.mu.Lock()
 		for name, t := range *of(r.trace.pods, p.name) {
 			all[name] = t
 		}
 		all["job"], all["complete"] = (*of(r.trace.jobs, job))["created"], (*of(r.trace.jobs, job))["complete"]
-		r.trace.mu.Unlock()
 		all["pod"], all["ready"], all["ended"] = p.seen, p.ready, p.ended
 		for _, record := range r.records {
 			if record.Job == p.name {

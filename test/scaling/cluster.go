@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	pollInterval = 500 * time.Millisecond
+	pollInterval = time.Second
 	// patience is how long an unfinished record may stay as it is, beside its
 	// work, until it counts as lost.
 	patience = 45 * time.Second

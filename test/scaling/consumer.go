@@ -35,6 +35,7 @@ type variant struct {
 	deaf       bool          // ignore SIGTERM
 	grace      time.Duration // the pod's terminationGracePeriodSeconds
 	hasty      bool          // the HPA scales in at once
+	keep       bool          // all finished Jobs
 	work       time.Duration // the load's, as claimDelay
 }
 
@@ -108,6 +109,9 @@ func changeScaler(scaler object, v variant) {
 			strategy["pendingPodConditions"] = []string{"Ready"}
 		}
 		spec["scalingStrategy"] = strategy
+	}
+	if v.keep {
+		spec["successfulJobsHistoryLimit"] = 1000
 	}
 	if v.hasty {
 		spec.field("advanced").field("horizontalPodAutoscalerConfig").field("behavior")["scaleDown"] = object{

@@ -105,11 +105,13 @@ func (c *cluster) limited(ctx context.Context, l load, v variant, budget bool) (
 		return nil, err
 	}
 	defer t.stop()
+	v.keep = true // the logs are read from the finished Jobs
 	r, err := c.measure(ctx, l, v)
-	if err == nil {
-		r.trace = t
+	if err != nil {
+		return nil, err
 	}
-	return r, err
+	r.trace = t
+	return r, t.readLogs(ctx, r.pods)
 }
 
 // choose picks some of all by their names, or all.
