@@ -175,7 +175,7 @@ func (c *consumer) decode(name string) (object, error) {
 	delete(o, "status")
 	delete(o.field("metadata"), "resourceVersion") // whatever there is now
 	if !c.jobs() && name == c.workload {
-		delete(o.field("spec"), "replicas") // KEDA's
+		o.field("spec")["replicas"] = 0 // KEDA's; nothing is at work now
 	}
 	return o, nil
 }

@@ -93,6 +93,10 @@ func Connect(ctx context.Context, c Config, name string) (*Consumer, error) {
 func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, error) {
 	deadline := time.After(wait)
 	for pause := minPoll; ; pause = min(2*pause, maxPoll) {
+		// whoever is told to stop takes no message any more
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		raw, ok, err := c.ch.Get(c.cfg.Queue, false)
 		if err != nil {
 			return nil, fmt.Errorf("get from %s: %w", c.cfg.Queue, err)

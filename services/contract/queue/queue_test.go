@@ -195,12 +195,22 @@ func TestClaimWaitsForAMessage(t *testing.T) {
 
 func TestClaimEndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	consumer := contracttest.Consumer(t, contracttest.RabbitMQ(t))
+	c := contracttest.RabbitMQ(t)
+	consumer := contracttest.Consumer(t, c)
 	stopped := errors.New("told to stop")
 	ctx, cancel := context.WithCancelCause(t.Context())
+	waiting := make(chan error, 1)
+	go func() {
+		_, err := consumer.Claim(ctx, time.Hour)
+		waiting <- err
+	}()
 	cancel(stopped)
+	require.ErrorIs(t, <-waiting, stopped)
+
+	require.NoError(t, publisher(t, c).Publish(t.Context(), message("for another one")))
 	_, err := consumer.Claim(ctx, time.Hour)
 	require.ErrorIs(t, err, stopped)
+	contracttest.Waiting(t, contracttest.Channel(t, c), c.Queue, 1)
 }
 
 // Two consumers never hold the same message, and a held one is not counted as
