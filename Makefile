@@ -9,7 +9,7 @@ RUN         ?= .
 RACE        := $(shell command -v $$(go env CC) >/dev/null && echo -race)
 MODULES      = $(shell go list -m -f '{{.Dir}}')
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-SCRIPTS     := build-images.sh .ci/run
+SCRIPTS     := build-images.sh .ci/run services/complex-app/page/chart/licences
 
 .PHONY: help
 help: ## list the targets
@@ -47,6 +47,11 @@ lint: ## formatting, go vet, staticcheck, shellcheck
 	@for module in $(MODULES); do (cd $$module && go run $(STATICCHECK) -tags e2e,compose ./...) || exit 1; done
 	@command -v shellcheck >/dev/null || { echo "install shellcheck (Debian: apt-get install shellcheck)"; exit 1; }
 	@shellcheck $(SCRIPTS)
+
+.PHONY: chart
+chart: ## build the page's chart library again, with Node.js; its result is checked in
+	@command -v npm >/dev/null || { echo "install Node.js with npm (Debian: apt-get install npm)"; exit 1; }
+	@cd services/complex-app/page/chart && npm ci --ignore-scripts --no-audit --no-fund && npm run build
 
 .PHONY: redrive
 redrive: ## send dead letters back: URL=http://localhost:8080, ID=… for one of them
