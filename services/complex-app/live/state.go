@@ -27,6 +27,9 @@ const (
 	overlap = 2 * time.Second
 	// countInterval is how often the records are counted although none changed.
 	countInterval = 10 * time.Second
+	// listInterval is how often the dead letters are listed although their number
+	// is the same.
+	listInterval = 30 * time.Second
 	// claimPatience is how long an accepted event that no longer waits may be
 	// without a record before it is forgotten.
 	claimPatience = 10 * time.Second
@@ -121,7 +124,8 @@ type state struct {
 	ready, dead *int // nil when not known
 	lastDead    int  // the count before, which may be that of a moment
 	list        []deadLetter
-	stale       bool      // the list is that of an earlier polling
+	stale       bool // the list is known to be out of date
+	listedAt    time.Time
 	listAfter   time.Time // not before
 	stored      *int64
 	storedAt    time.Time // when they were counted
@@ -300,9 +304,14 @@ func (s *state) total(n *int64) {
 
 func (s *state) unread() { s.recordsAt, s.recordsUp = time.Now(), false }
 
-// listDead says whether the list of the dead letters is out of date.
+// listDead says whether the dead letters have to be listed: when there are more
+// or fewer than before, and sometimes because they may be others.
 func (s *state) listDead() bool {
-	return s.dead != nil && !time.Now().Before(s.listAfter) && (s.stale && *s.dead > 0 || min(*s.dead, maxDead) != len(s.list))
+	if s.dead == nil || time.Now().Before(s.listAfter) {
+		return false
+	}
+	old := s.stale || time.Since(s.listedAt) >= listInterval
+	return old && *s.dead > 0 || min(*s.dead, maxDead) != len(s.list)
 }
 
 func (s *state) listed(dead []queue.DeadLetter, ok bool) {
@@ -310,7 +319,7 @@ func (s *state) listed(dead []queue.DeadLetter, ok bool) {
 		s.listAfter = time.Now().Add(listTimeout)
 		return
 	}
-	s.stale = false
+	s.stale, s.listedAt = false, time.Now()
 	s.list = make([]deadLetter, 0, len(dead))
 	for _, d := range dead {
 		s.list = append(s.list, deadLetter{

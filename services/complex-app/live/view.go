@@ -110,6 +110,13 @@ func (v *View) Accepted(m contract.Message) {
 	v.inbox.put(accepted{ID: m.ID, Name: shorten(m.Name), SentAt: ms(m.SentAt)})
 }
 
+// Redriven notes that dead letters were sent back, to look again at what is left.
+func (v *View) Redriven() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.state.stale = true
+}
+
 // Watch adds a watcher, who must Close it.
 func (v *View) Watch() (*Watcher, error) {
 	v.mu.Lock()
@@ -361,8 +368,8 @@ func (v *View) changed(ctx context.Context, since time.Time, states ...records.S
 	return found, nil
 }
 
-// pollDead lists the dead letters when their number says that they are others.
-// To look at them is to take them from their queue for a moment.
+// pollDead lists the dead letters, which takes them from their queue for a moment,
+// and only when that is needed.
 func (v *View) pollDead(ctx context.Context) {
 	v.mu.Lock()
 	needed := v.state.listDead()

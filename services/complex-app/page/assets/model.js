@@ -124,35 +124,38 @@ export class Model {
     }));
   }
 
-  // curves returns the queue's depth as points [time, number]: as it was counted,
-  // and for the time when nobody looked as the records tell it.
+  // curves returns the queue's depth as points [time, number]: as the bars tell it,
+  // to the millisecond, and as complex-app has counted it, once a second.
   curves(messages, now) {
     const counted = this.depth.map(({ at, ready }) => [at, ready]);
     if (counted.length > 0 && counted.at(-1)[1] != null) counted.push([now, counted.at(-1)[1]]);
     const steps = [];
     for (const { bars } of messages) {
       for (const { phase, from, to } of bars) {
-        if (phase === "waiting" || phase === "starting") steps.push([from, 1], [to ?? now, -1]);
+        if (phase !== "waiting" && phase !== "starting") continue;
+        steps.push([from, 1]);
+        if (to) steps.push([to, -1]);
       }
     }
-    steps.sort((a, b) => a[0] - b[0]);
-    const reckoned = [];
-    let n = 0, i = 0, known = false;
+    steps.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    const told = [];
+    let n = 0;
     for (const [at, by] of steps) {
-      while (i < this.depth.length && this.depth[i].at <= at) known = this.depth[i++].ready != null;
       n += by;
-      reckoned.push([at, known ? null : n]);
+      if (told.at(-1)?.[0] === at) told.pop();
+      told.push([at, n]);
     }
-    return { counted, reckoned };
+    if (told.length > 0) told.push([now, n]);
+    return { told, counted };
   }
 }
 
 export function nameOf(letter) {
   try {
-    return String(JSON.parse(letter.body).name);
-  } catch {
-    return letter.body || letter.id;
-  }
+    const { name } = JSON.parse(letter.body);
+    if (name && typeof name === "string") return name;
+  } catch { /* that may be why it is dead */ }
+  return letter.body || letter.id;
 }
 
 export function seconds(ms) {

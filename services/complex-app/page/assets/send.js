@@ -1,6 +1,6 @@
 // The form: one event, or a burst of them.
 const $ = (id) => document.getElementById(id);
-const atOnce = 4; // a browser has six connections to a host, and one is the updates'
+const atOnce = 4, inOrder = 50; // a browser has six connections to a host, and one is the updates'
 
 export function setUpSending() {
   let refused = [];
@@ -28,7 +28,7 @@ export function setUpSending() {
       $("sent").textContent = [all, ...why].join("; ");
     };
     show();
-    await Promise.all(Array.from({ length: atOnce }, async () => {
+    await Promise.all(Array.from({ length: events.length > inOrder ? atOnce : 1 }, async () => {
       for (let event; (event = queue.shift());) {
         // one key for all tries: sent again, it is still one event
         event.key ??= newKey();

@@ -3,6 +3,7 @@ import { nameOf, seconds } from "./model.js";
 
 const $ = (id) => document.getElementById(id);
 const page = 100;
+let confirmed; // what to do after a yes
 
 export function setUpTables(model) {
   let limit = page, shown = -1;
@@ -19,6 +20,7 @@ export function setUpTables(model) {
   $("redrive-all").addEventListener("click", () => {
     redrive("", `Send ${model.status?.dead ?? "all"} dead letters back to the queue?`);
   });
+  $("yes").addEventListener("click", () => confirmed());
   return show;
 }
 
@@ -32,7 +34,7 @@ function showRecords(model, limit) {
     const last = record.runs?.at(-1);
     return [
       record.name, record.content, model.state(record), record.attempts,
-      record.sentAt ? new Date(record.sentAt).toLocaleTimeString() : "",
+      record.sentAt ? new Date(record.sentAt).toLocaleTimeString([], { hour12: false }) : "",
       record.sentAt ? seconds(Math.max(record.storedAt - record.sentAt, 0)) : "",
       record.finishedAt ? seconds(Math.max(record.finishedAt - (last?.claimedAt ?? record.storedAt), 0)) : "",
       record.job,
@@ -47,7 +49,7 @@ function showDead(model) {
   $("no-dead").hidden = model.dead.length > 0;
   $("some-dead").hidden = model.dead.length === 0 && $("redriven").textContent === "";
   fill($("dead-rows"), model.dead, (letter) => letter.id + letter.deadAt, (letter) => [
-    letter.body, letter.reason, letter.attempts, letter.job, letter.deadAt ? new Date(letter.deadAt).toLocaleString() : "",
+    letter.body, letter.reason, letter.attempts, letter.job, letter.deadAt ? new Date(letter.deadAt).toLocaleString([], { hour12: false }) : "",
   ], (letter, row) => {
     if (!letter.id) return; // one without an id can only go with all the others
     const button = document.createElement("button");
@@ -78,18 +80,17 @@ function fill(body, items, key, cells, finish) {
   for (const row of before.values()) row.remove();
 }
 
-async function redrive(id, question) {
+// redrive asks first.
+function redrive(id, question) {
   $("question").textContent = question;
-  const dialog = $("ask");
-  dialog.returnValue = "";
-  dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  if (dialog.returnValue !== "yes") return;
-  try {
-    const response = await fetch("dead-letters/redrive" + (id && `?id=${encodeURIComponent(id)}`), { method: "POST" });
-    const answer = await response.json();
-    $("redriven").textContent = response.ok ? `${answer.redriven} sent back.` : answer.detail;
-  } catch {
-    $("redriven").textContent = "complex-app did not answer.";
-  }
+  confirmed = async () => {
+    try {
+      const response = await fetch("dead-letters/redrive" + (id && `?id=${encodeURIComponent(id)}`), { method: "POST" });
+      const answer = await response.json();
+      $("redriven").textContent = response.ok ? `${answer.redriven} sent back.` : answer.detail;
+    } catch {
+      $("redriven").textContent = "complex-app did not answer.";
+    }
+  };
+  $("ask").showModal();
 }

@@ -5,9 +5,9 @@ import { seconds } from "./model.js";
 use([CanvasRenderer, CustomChart, DataZoomComponent, GridComponent, LineChart]);
 
 const height = { waiting: 0.3, starting: 0.6, working: 0.85, done: 0.85, failed: 0.85 }; // of the row
-const minSpan = 60_000, maxLive = 15 * 60_000; // of the live section
+const minSpan = 30_000, maxLive = 15 * 60_000; // of the live section
 const quiet = 60_000; // a pause that ends a burst
-const depthHeight = 90, gap = 34, slider = 46;
+const depthHeight = 90, below = 76; // below it, the times and the slider
 
 export class Timeline {
   #chart; #element; #detail; #buttons; #model;
@@ -36,7 +36,7 @@ export class Timeline {
   draw() {
     const now = this.#model.now(), all = this.#model.messages();
     const [first, liveFrom] = extent(all, now);
-    if (this.#live) [this.#from, this.#to] = [liveFrom, now + (now - liveFrom) * 0.03];
+    if (this.#live) [this.#from, this.#to] = [liveFrom, Math.max(now + (now - liveFrom) * 0.02, liveFrom + minSpan)];
     this.#rows = all.filter(({ bars }) => bars[0].from <= this.#to && (bars.at(-1).to ?? now) >= this.#from);
     this.#paint(now, first, this.#model.curves(all, now));
     this.#describe(now);
@@ -45,13 +45,13 @@ export class Timeline {
     }
   }
 
-  #paint(now, first, { counted, reckoned }) {
+  #paint(now, first, { told, counted }) {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(`--${name}`).trim();
     const width = this.#element.clientWidth, narrow = width < 560;
     const rows = this.#rows.length, many = rows > 40;
     const lanes = Math.min(Math.max(rows * 22, 110), narrow ? 300 : 440);
-    const total = `${lanes + depthHeight + gap + slider + 30}px`;
+    const total = `${6 + lanes + 14 + depthHeight + below}px`;
     if (this.#element.style.height !== total) {
       this.#element.style.height = total;
       this.#chart.resize();
@@ -60,9 +60,9 @@ export class Timeline {
     const left = narrow ? 34 : 170, right = many ? 34 : 14;
     const data = [];
     this.#rows.forEach(({ bars, key }, row) => {
-      for (const { phase, from, to, run } of bars) {
-        data.push({ value: [from, to ?? now, row], row, phase, attempt: run?.attempt, chosen: key === this.#chosen });
-      }
+      bars.forEach(({ phase, from, to, run }, i) => {
+        data.push({ value: [from, to ?? now, row], row, phase, attempt: run?.attempt, chosen: i === 0 && key === this.#chosen });
+      });
     });
     const time = {
       type: "time", min: Math.min(first, this.#from), max: Math.max(now, this.#to),
@@ -79,7 +79,7 @@ export class Timeline {
     this.#chart.setOption({
       animation: false,
       textStyle: { fontFamily: "system-ui, sans-serif" },
-      grid: [{ left, right, top: 6, height: lanes }, { left, right, top: 6 + lanes + 12, height: depthHeight }],
+      grid: [{ left, right, top: 6, height: lanes }, { left, right, top: 6 + lanes + 14, height: depthHeight }],
       xAxis: [
         { ...time, gridIndex: 0, axisLabel: { show: false }, axisTick: { show: false } },
         { ...time, gridIndex: 1 },
@@ -87,9 +87,12 @@ export class Timeline {
       yAxis: [{
         gridIndex: 0, type: "category", inverse: true, data: this.#rows.map((message) => narrow ? "" : label(message)),
         axisLine: { lineStyle: { color: colour("faint") } }, axisTick: { show: false },
-        axisLabel: { color: colour("text"), width: left - 16, overflow: "truncate" },
+        axisLabel: {
+          color: colour("text"), width: left - 16, overflow: "truncate",
+          interval: (row) => row % Math.ceil(rows * (this.#range[1] - this.#range[0]) / 100 * 16 / lanes) === 0,
+        },
       }, {
-        gridIndex: 1, type: "value", minInterval: 1, min: 0, max: ({ max }) => Math.max(max, 5), splitNumber: 3,
+        gridIndex: 1, type: "value", minInterval: 1, min: 0, max: ({ max }) => max < 4 ? 4 : null, splitNumber: 3,
         axisLabel: { color: colour("faint") }, splitLine: { lineStyle: { color: colour("line") } },
         name: narrow ? "" : "waiting", nameLocation: "middle", nameGap: 40, nameTextStyle: { color: colour("faint") },
       }],
@@ -98,8 +101,7 @@ export class Timeline {
         {
           ...zoom, id: "slider", type: "slider", bottom: 4, height: 26, left, right, brushSelect: false,
           borderColor: colour("line"), fillerColor: "rgba(120,140,170,0.25)", textStyle: { color: colour("faint") }, showDetail: false,
-          dataBackground: { lineStyle: { color: colour("depth") }, areaStyle: { color: colour("depth"), opacity: 0.2 } },
-          selectedDataBackground: { lineStyle: { color: colour("depth") }, areaStyle: { color: colour("depth"), opacity: 0.3 } },
+          showDataShadow: false,
         },
         {
           ...upright, id: "upright", type: "slider", show: many, right: 4, top: 6, height: lanes, width: 20, brushSelect: false, showDetail: false,
@@ -108,8 +110,8 @@ export class Timeline {
       ],
       series: [
         { id: "bars", type: "custom", xAxisIndex: 0, yAxisIndex: 0, clip: true, data, encode: { x: [0, 1], y: 2 }, progressive: 0, renderItem: renderBar(data, colour) },
-        depth("counted", counted, { areaStyle: { color: colour("depth"), opacity: 0.2 } }),
-        depth("reckoned", reckoned, { lineStyle: { color: colour("depth"), width: 1.5, type: "dashed" } }),
+        depth("told", told, { areaStyle: { color: colour("depth"), opacity: 0.2 } }),
+        depth("counted", counted, { lineStyle: { color: colour("depth"), width: 1, type: "dashed" } }),
       ],
     });
     this.#setting = false;
@@ -167,7 +169,7 @@ export class Timeline {
     const count = (state) => this.#rows.filter((message) => message.state === state).length;
     const text = message ? sentence(message, now)
       : this.#rows.length === 0 ? "Nothing here: send some events."
-      : `${this.#rows.length} messages: ${count("waiting")} waiting, ${count("processing")} in work, ${count("done")} done, ${count("dead")} dead.`;
+      : `${this.#rows.length} ${this.#rows.length === 1 ? "message" : "messages"}: ${count("waiting")} waiting, ${count("processing")} in work, ${count("done")} done, ${count("dead")} dead.`;
     if (this.#detail.textContent !== text) this.#detail.textContent = text;
   }
 }
@@ -176,20 +178,22 @@ function renderBar(data, colour) {
   return ({ dataIndex, coordSys }, api) => {
     const { phase, attempt, chosen } = data[dataIndex];
     const [x0, y] = api.coord([api.value(0), api.value(2)]), [x1] = api.coord([api.value(1), api.value(2)]);
-    const row = api.size([0, 1])[1], tall = row < 5 ? row : Math.max(row * height[phase], 2);
+    const row = api.size([0, 1])[1], tall = row < 5 ? row : Math.max(Math.min(row, 30) * height[phase], 2);
     const left = Math.max(x0, coordSys.x), right = Math.min(x1, coordSys.x + coordSys.width);
-    if (right < coordSys.x || left > coordSys.x + coordSys.width) return null;
+    const lit = chosen && { type: "rect", silent: true, shape: { x: coordSys.x, y: y - row / 2, width: coordSys.width, height: row }, style: { fill: colour("accent"), opacity: 0.25 } };
+    if (right < coordSys.x || left > coordSys.x + coordSys.width) return lit || null;
     const shape = { x: left, y: y - tall / 2, width: Math.max(right - left, 1.5), height: tall };
     const children = [{
       type: "rect", shape,
       style: {
-        fill: colour(phase), stroke: chosen ? colour("text") : undefined, lineWidth: chosen ? 2 : 0,
+        fill: colour(phase),
         decal: phase === "failed" && row >= 5 ? hatch(colour("ground")) : undefined,
       },
     }];
     if (row >= 14 && shape.width > 54 && attempt > 1 && phase !== "starting" && phase !== "waiting") {
       children.push({ type: "text", silent: true, style: { text: `attempt ${attempt}`, x: left + 4, y, textVerticalAlign: "middle", fill: "#000", fontSize: 11, backgroundColor: colour(phase) } });
     }
+    if (lit) children.unshift(lit);
     return { type: "group", children };
   };
 }
@@ -204,19 +208,18 @@ function label({ name, job }) {
 }
 
 // extent returns the first time that is known, and that from which on the live
-// section shows: the last burst, or as much of it as is readable.
+// section shows: the beginning of the last burst, or as much as can be read.
 function extent(messages, now) {
-  const first = Math.min(now - minSpan, ...messages.map(({ bars }) => bars[0].from));
-  let from = now;
-  for (const { bars } of messages.toSorted((a, b) => b.bars[0].from - a.bars[0].from)) {
-    // its end must reach the beginning of what follows
-    const to = bars.at(-1).to ?? now;
-    if (from !== now && to < from - quiet) break;
-    from = Math.min(from, bars[0].from);
+  let from = now, first = now, chained = true;
+  for (const { bars } of messages.toReversed()) { // the last that was sent comes first
+    first = Math.min(first, bars[0].from);
+    chained &&= from === now || ends(bars, now) > from - quiet;
+    if (chained && bars[0].from > now - maxLive) from = Math.min(from, bars[0].from);
   }
-  const span = Math.min(Math.max(now - from, minSpan), maxLive);
-  return [first, now - span * 1.02];
+  return [first, from - Math.max(now - from, minSpan) * 0.03];
 }
+
+const ends = (bars, now) => bars.at(-1).to ?? now;
 
 function sentence({ name, job, attempts, bars, state, reason }, now) {
   const parts = bars.map(({ phase, from, to, run }) => {
