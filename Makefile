@@ -9,7 +9,7 @@ RUN         ?= .
 RACE        := $(shell command -v $$(go env CC) >/dev/null && echo -race)
 MODULES      = $(shell go list -m -f '{{.Dir}}')
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-SCRIPTS     := build-images.sh .ci/run
+SCRIPTS     := build-images.sh .ci/run services/complex-app/page/chart/licences
 
 .PHONY: help
 help: ## list the targets
@@ -43,14 +43,27 @@ cover: build ## the tests' coverage, as coverage.html
 .PHONY: lint
 lint: ## formatting, go vet, staticcheck, shellcheck
 	@unformatted=$$(gofmt -l services test); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
-	@for tags in '' e2e compose; do go vet -tags "$$tags" work || exit 1; done
-	@for module in $(MODULES); do (cd $$module && go run $(STATICCHECK) -tags e2e,compose ./...) || exit 1; done
+	@for tags in '' e2e compose page; do go vet -tags "$$tags" work || exit 1; done
+	@for module in $(MODULES); do (cd $$module && go run $(STATICCHECK) -tags e2e,compose,page ./...) || exit 1; done
 	@command -v shellcheck >/dev/null || { echo "install shellcheck (Debian: apt-get install shellcheck)"; exit 1; }
 	@shellcheck $(SCRIPTS)
+
+.PHONY: chart
+chart: ## build the page's chart library again, with Node.js; its result is checked in
+	@command -v npm >/dev/null || { echo "install Node.js with npm (Debian: apt-get install npm)"; exit 1; }
+	@cd services/complex-app/page/chart && npm ci --ignore-scripts --no-audit --no-fund && npm run build
 
 .PHONY: redrive
 redrive: ## send dead letters back: URL=http://localhost:8080, ID=… for one of them
 	@curl -sS --fail-with-body -X POST --get $(if $(ID),--data-urlencode 'id=$(ID)') $(or $(URL),http://localhost:8080)/dead-letters/redrive
+
+.PHONY: test-page
+test-page: build ## the page in a headless Chromium; PICTURES=folder keeps what it sees
+	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "installing Debian's package chromium, once" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+		{ echo "install Chromium (Debian: apt-get install chromium)"; exit 1; }
+	@cd test && PICTURES=$(if $(PICTURES),$(abspath $(PICTURES))) go test -tags page -run '$(RUN)' -count=1 -timeout 30m ./page
 
 .PHONY: e2e
 e2e: ## the tutorial on the cluster of KUBECONFIG, with the registry REPO, LOGIN, PASSWORD

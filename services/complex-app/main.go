@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"keda-p2/services/complex-app/api"
+	"keda-p2/services/complex-app/live"
+	"keda-p2/services/complex-app/page"
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
@@ -77,12 +79,20 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("HTTP_ADDR: %w", err)
 	}
+	files, err := page.Files()
+	if err != nil {
+		return err
+	}
+	dead := queue.DeadLetterQueue{Config: s.RabbitMQ}
+	view := live.New(publisher, &queue.Counter{Config: s.RabbitMQ, Name: "complex-app's page"}, store, dead, log)
+	defer view.Close() // before the connections are closed
 	server := &http.Server{
-		Handler:           api.New(publisher, store, queue.DeadLetterQueue{Config: s.RabbitMQ}, log),
+		Handler:           api.New(publisher, store, dead, view, files, log),
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
+	server.RegisterOnShutdown(view.Close) // else the open pages would hold it up
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
 	log.Info("listening", "address", listener.Addr().String(), "version", version)

@@ -151,6 +151,25 @@ func TestShutdownFinishesRequestsInFlight(t *testing.T) {
 	contracttest.Waiting(t, contracttest.Channel(t, s.RabbitMQ), s.RabbitMQ.Queue, 1)
 }
 
+// An open page is a request that never ends by itself.
+func TestShutdownEndsTheOpenPages(t *testing.T) {
+	t.Parallel()
+	s := settings{ConfirmTimeout: time.Second, ShutdownTimeout: contracttest.Patience}
+	s.RabbitMQ.Host, s.RabbitMQ.Port, s.RabbitMQ.VHost, s.RabbitMQ.Queue = "127.0.0.1", "1", "/", "q"
+	s.MongoDB.Host, s.MongoDB.Port, s.MongoDB.DB, s.MongoDB.Collection = "127.0.0.1", "1", "db", "c"
+	address, stop := start(t, s)
+	response, err := http.Get(address + "/events")
+	require.NoError(t, err)
+	defer response.Body.Close()
+	first := make([]byte, 10)
+	_, err = io.ReadFull(response.Body, first)
+	require.NoError(t, err)
+
+	require.NoError(t, stop(), "and not for SHUTDOWN_TIMEOUT")
+	_, err = io.ReadAll(response.Body)
+	require.NoError(t, err, "it has ended, and was not cut off")
+}
+
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	err := (&settings{ConfirmTimeout: -1}).Validate()

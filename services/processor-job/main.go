@@ -52,6 +52,7 @@ func main() {
 // run processes as many messages as the settings say, one after the other. An
 // empty queue is not an error.
 func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
+	began := time.Now()
 	probe, err := startProbe(s.ProbeAddr)
 	if err != nil {
 		return err
@@ -90,6 +91,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 		delivery, err := consumer.Claim(ctx, s.ClaimTimeout)
 		switch {
 		case s.stays() && errors.Is(err, queue.ErrEmpty):
+			began = time.Now()
 			continue
 		case s.stays() && ctx.Err() != nil:
 			log.Info("told to stop, with no message at hand", "reason", context.Cause(ctx).Error())
@@ -101,7 +103,8 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 			return err
 		}
 		probe.setReady()
-		err = w.Process(working, delivery)
+		err = w.Process(working, delivery, began)
+		began = time.Now() // to look for the next one
 		if s.stays() && errors.Is(err, worker.ErrDeadLetter) {
 			log.Error("failed", "reason", err.Error()) // this message has, others may not
 			continue

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -272,7 +273,7 @@ func (c *cluster) finished(ctx context.Context, name string, l load, v variant) 
 		if err != nil {
 			return nil, err
 		}
-		if !slices.Equal(all, before) {
+		if !reflect.DeepEqual(all, before) {
 			before, since = all, time.Now()
 		}
 		open := func(r records.Record) bool { return r.Status != records.Done }

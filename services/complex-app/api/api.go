@@ -9,6 +9,8 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"keda-p2/services/complex-app/live"
+	"keda-p2/services/complex-app/page"
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
@@ -34,13 +36,20 @@ type api struct {
 	publisher publisher
 	store     store
 	dead      deadLetters
+	view      *live.View
+	files     map[string]page.File
 	log       *slog.Logger
 }
 
-// New returns the handler of all routes.
-func New(p publisher, s store, d deadLetters, log *slog.Logger) http.Handler {
-	a := &api{publisher: p, store: s, dead: d, log: log}
+// New returns the handler of all routes. The files are the page's.
+func New(p publisher, s store, d deadLetters, v *live.View, files map[string]page.File, log *slog.Logger) chi.Router {
+	a := &api{publisher: p, store: s, dead: d, view: v, files: files, log: log}
 	r := chi.NewRouter()
+	r.Get("/", a.handle(a.index))
+	r.Get("/page/{name}", a.handle(a.file))
+	r.Get("/events", a.handle(a.events))
+	r.Get("/status", a.handle(a.status))
+	r.Get("/openapi.yaml", a.handle(a.openAPI))
 	r.Post("/send", a.handle(a.send))
 	r.Get("/data", a.handle(a.data))
 	r.Get("/dead-letters", a.handle(a.listDead))

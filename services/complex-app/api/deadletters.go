@@ -63,6 +63,7 @@ func (a *api) redrive(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
 	defer cancel()
 	n, err := a.dead.Redrive(ctx, values.Get("id"))
+	a.view.Redriven() // some of them, even when it was interrupted
 	if err != nil {
 		return fmt.Errorf("redrive: %w", err)
 	}

@@ -7,13 +7,14 @@ import (
 	"strings"
 	"time"
 
+	"keda-p2/services/complex-app/live"
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 )
 
 var (
-	errNoSuchPath  = errors.New("there is nothing at this path; POST /send takes an event, GET /data answers with the records")
+	errNoSuchPath  = errors.New("there is nothing at this path; POST /send takes an event, GET /data answers with the records, /openapi.yaml describes all")
 	errWrongMethod = errors.New("this path does not take this method; the Allow header names those that it takes")
 	errMediaType   = errors.New("the body must be application/json or application/x-www-form-urlencoded")
 	errStore       = errors.New("MongoDB is not available")
@@ -75,6 +76,8 @@ func newProblem(err error) problem {
 	case errors.Is(err, queue.ErrUnconfirmed):
 		p.Status, p.Detail = http.StatusServiceUnavailable,
 			"RabbitMQ did not confirm the event, which may have been accepted all the same; send it again with this id as its Idempotency-Key, so that it cannot count twice"
+	case errors.Is(err, live.ErrTooMany), errors.Is(err, live.ErrClosed):
+		p.Status, p.Detail = http.StatusServiceUnavailable, err.Error()+"; try again later"
 	case errors.Is(err, errStore):
 		p.Status, p.Detail = http.StatusServiceUnavailable, "MongoDB is not available; ask again"
 	}

@@ -42,9 +42,11 @@ func (a *api) send(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := a.publisher.Publish(r.Context(), contract.Message{Event: event, ID: id, SentAt: time.Now()}); err != nil {
+	message := contract.Message{Event: event, ID: id, SentAt: time.Now()}
+	if err := a.publisher.Publish(r.Context(), message); err != nil {
 		return unsent{id, err}
 	}
+	a.view.Accepted(message)
 	return writeJSON(w, http.StatusAccepted, accepted{ID: id, Event: event})
 }
 

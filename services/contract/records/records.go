@@ -27,6 +27,9 @@ const (
 	// has fallen silent would keep it waiting for minutes.
 	answerTimeout = 10 * time.Second
 	closeTimeout  = time.Second
+	// changedBatch bounds the memory that Changed takes: large records come a few
+	// megabytes at a time.
+	changedBatch = 50
 )
 
 var (
@@ -78,6 +81,17 @@ type Record struct {
 	SentAt     time.Time `bson:"sentAt" json:"sentAt,omitzero"`
 	StoredAt   time.Time `bson:"storedAt" json:"storedAt"`
 	FinishedAt time.Time `bson:"finishedAt,omitempty" json:"finishedAt,omitzero"`
+	Runs       []Run     `bson:"runs,omitempty" json:"-"`      // none in a record of an earlier version
+	ChangedAt  time.Time `bson:"changedAt,omitempty" json:"-"` // by the server's clock
+}
+
+// Run is one Job's work on a message. A record has one for each attempt that got
+// as far as storing, in no certain order.
+type Run struct {
+	Job       string    `bson:"job"`       // the pod
+	Attempt   int       `bson:"attempt"`   // this delivery's number, from 1
+	StartedAt time.Time `bson:"startedAt"` // when the Job began to look for a message
+	ClaimedAt time.Time `bson:"claimedAt"` // when it got this one
 }
 
 // Store reads and writes records.
@@ -125,12 +139,13 @@ func (s *Store) Ping(ctx context.Context) error {
 // Close ends the store's connections.
 func (s *Store) Close(ctx context.Context) error { return s.client.Disconnect(ctx) }
 
-// CreateIndexes makes the indexes that List uses, unless they are there.
+// CreateIndexes makes the indexes that List and Changed use, unless they are there.
 func (s *Store) CreateIndexes(ctx context.Context) error {
 	// one at a time: FerretDB 1.24 fails when two of one command exist already
 	for _, keys := range []bson.D{
 		{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}},
 		{{Key: "name", Value: 1}, {Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}},
+		{{Key: "status", Value: 1}, {Key: "changedAt", Value: -1}},
 	} {
 		if _, err := s.collection.Indexes().CreateOne(ctx, mongo.IndexModel{Keys: keys}); err != nil {
 			return fmt.Errorf("create indexes: %w", err)
@@ -140,9 +155,9 @@ func (s *Store) CreateIndexes(ctx context.Context) error {
 }
 
 // Begin stores that a Job works on a message. The first delivery adds the
-// record, a later one changes its job and attempts only, so that one id is one
-// record. ErrDone means that there is nothing left to do.
-func (s *Store) Begin(ctx context.Context, m contract.Message, job string, attempt int) error {
+// record, a later one changes its job, attempts and runs only, so that one id is
+// one record. ErrDone means that there is nothing left to do.
+func (s *Store) Begin(ctx context.Context, m contract.Message, run Run) error {
 	for {
 		_, err := s.collection.UpdateOne(ctx,
 			// A record that is done does not match. The upsert then tries to add
@@ -155,9 +170,11 @@ func (s *Store) Begin(ctx context.Context, m contract.Message, job string, attem
 					{Key: "sentAt", Value: m.SentAt},
 					{Key: "storedAt", Value: time.Now()},
 				}},
-				{Key: "$set", Value: bson.D{{Key: "status", Value: Processing}, {Key: "job", Value: job}}},
-				// not $inc: this may be sent twice when the answer is lost
-				{Key: "$max", Value: bson.D{{Key: "attempts", Value: attempt}}},
+				{Key: "$set", Value: bson.D{{Key: "status", Value: Processing}, {Key: "job", Value: run.Job}}},
+				// not $inc and $push: this may be sent twice when the answer is lost
+				{Key: "$max", Value: bson.D{{Key: "attempts", Value: run.Attempt}}},
+				{Key: "$addToSet", Value: bson.D{{Key: "runs", Value: run}}},
+				changedNow(),
 			},
 			options.UpdateOne().SetUpsert(true))
 		if !mongo.IsDuplicateKeyError(err) {
@@ -179,8 +196,17 @@ func (s *Store) Begin(ctx context.Context, m contract.Message, job string, attem
 func (s *Store) Finish(ctx context.Context, id string) error {
 	_, err := s.collection.UpdateOne(ctx,
 		bson.D{{Key: "_id", Value: id}, {Key: "status", Value: Processing}},
-		bson.D{{Key: "$set", Value: bson.D{{Key: "status", Value: Done}, {Key: "finishedAt", Value: time.Now()}}}})
+		bson.D{
+			{Key: "$set", Value: bson.D{{Key: "status", Value: Done}, {Key: "finishedAt", Value: time.Now()}}},
+			changedNow(),
+		})
 	return wrap("finish", id, err)
+}
+
+// changedNow lets the server note the time: the Jobs' clocks may differ, and
+// whoever asks for what has changed since would miss a record.
+func changedNow() bson.E {
+	return bson.E{Key: "$currentDate", Value: bson.D{{Key: "changedAt", Value: true}}}
 }
 
 func wrap(verb, id string, err error) error {
@@ -217,9 +243,43 @@ type Query struct {
 // List yields the matching records in the order in which they were stored, as
 // MongoDB delivers them. After an error it yields nothing more.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[Record, error] {
+	return read(ctx, func(ctx context.Context) (*mongo.Cursor, error) { return s.find(ctx, q) })
+}
+
+// Changed yields the records that changed after the given time by the server's
+// clock, the last change first, at most limit. It yields only those with one of
+// the given states: name them all to use the index.
+func (s *Store) Changed(ctx context.Context, after time.Time, limit int64, states ...Status) iter.Seq2[Record, error] {
+	filter := bson.D{{Key: "status", Value: bson.D{{Key: "$in", Value: states}}}}
+	if !after.IsZero() {
+		filter = append(filter, bson.E{Key: "changedAt", Value: bson.D{{Key: "$gt", Value: after}}})
+	}
+	return read(ctx, func(ctx context.Context) (*mongo.Cursor, error) {
+		cursor, err := s.collection.Find(ctx, filter, options.Find().
+			SetSort(bson.D{{Key: "changedAt", Value: -1}}).
+			SetLimit(limit).
+			SetBatchSize(changedBatch))
+		if err != nil {
+			return nil, fmt.Errorf("find changed records: %w", err)
+		}
+		return cursor, nil
+	})
+}
+
+// Count returns how many records there are. It looks at none of them.
+func (s *Store) Count(ctx context.Context) (int64, error) {
+	n, err := s.collection.EstimatedDocumentCount(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("count records: %w", err)
+	}
+	return n, nil
+}
+
+// read yields what the cursor that open returns delivers.
+func read(ctx context.Context, open func(context.Context) (*mongo.Cursor, error)) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		limited, cancel := context.WithTimeout(ctx, answerTimeout)
-		cursor, err := s.find(limited, q)
+		cursor, err := open(limited)
 		cancel()
 		if err != nil {
 			yield(Record{}, err)

@@ -18,6 +18,10 @@ func message(id, name string) contract.Message {
 	return contract.Message{ID: id, Event: contract.Event{Name: name, Content: "content of " + name}, SentAt: time.UnixMilli(1_700_000_000_123)}
 }
 
+func run(job string, attempt int) records.Run {
+	return records.Run{Job: job, Attempt: attempt, StartedAt: time.UnixMilli(1_700_000_001_000).UTC(), ClaimedAt: time.UnixMilli(1_700_000_001_234).UTC()}
+}
+
 func list(t *testing.T, s *records.Store, q records.Query) []records.Record {
 	t.Helper()
 	var all []records.Record
@@ -42,7 +46,7 @@ func TestARecordsLife(t *testing.T) {
 	m := message("id", "имя \x00 名前")
 	before := time.Now().Truncate(time.Millisecond)
 
-	require.NoError(t, s.Begin(t.Context(), m, "job-1", 1))
+	require.NoError(t, s.Begin(t.Context(), m, run("job-1", 1)))
 	r := list(t, s, records.Query{})[0]
 	require.Equal(t, m.Event, contract.Event{Name: r.Name, Content: r.Content})
 	require.Equal(t, records.Processing, r.Status)
@@ -54,7 +58,7 @@ func TestARecordsLife(t *testing.T) {
 	stored := r.StoredAt
 
 	// a redelivery, to another Job
-	require.NoError(t, s.Begin(t.Context(), m, "job-2", 2))
+	require.NoError(t, s.Begin(t.Context(), m, run("job-2", 2)))
 	jobs, err := s.Jobs(t.Context(), []string{"id", "nobody"})
 	require.NoError(t, err)
 	require.Equal(t, map[string]string{"id": "job-2"}, jobs)
@@ -63,6 +67,9 @@ func TestARecordsLife(t *testing.T) {
 	require.Equal(t, "job-2", all[0].Job)
 	require.Equal(t, 2, all[0].Attempts)
 	require.Equal(t, stored, all[0].StoredAt)
+	// sent twice, as when the first answer is lost
+	require.NoError(t, s.Begin(t.Context(), m, run("job-2", 2)))
+	require.Equal(t, []records.Run{run("job-1", 1), run("job-2", 2)}, list(t, s, records.Query{})[0].Runs)
 
 	require.NoError(t, s.Finish(t.Context(), "id"))
 	r = list(t, s, records.Query{})[0]
@@ -70,7 +77,7 @@ func TestARecordsLife(t *testing.T) {
 	require.False(t, r.FinishedAt.Before(r.StoredAt))
 
 	// nothing changes a record that is done
-	require.ErrorIs(t, s.Begin(t.Context(), m, "job-3", 3), records.ErrDone)
+	require.ErrorIs(t, s.Begin(t.Context(), m, run("job-3", 3)), records.ErrDone)
 	require.NoError(t, s.Finish(t.Context(), "id"))
 	require.Equal(t, []records.Record{r}, list(t, s, records.Query{}))
 }
@@ -81,7 +88,7 @@ func TestTwoJobsWithOneMessageMakeOneRecord(t *testing.T) {
 	var both sync.WaitGroup
 	for i := range 8 {
 		both.Go(func() {
-			if err := s.Begin(t.Context(), message("id", "a"), fmt.Sprint("job-", i), 1); err != nil {
+			if err := s.Begin(t.Context(), message("id", "a"), run(fmt.Sprint("job-", i), 1)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -100,7 +107,7 @@ func TestListInTheOrderOfStoring(t *testing.T) {
 	var want []string
 	for i := range 30 {
 		name := []string{"even", "odd"}[i%2]
-		require.NoError(t, s.Begin(t.Context(), message(fmt.Sprintf("id-%02d", 99-i), name), "job", 1))
+		require.NoError(t, s.Begin(t.Context(), message(fmt.Sprintf("id-%02d", 99-i), name), run("job", 1)))
 		want = append(want, name)
 	}
 	all := list(t, s, records.Query{})
@@ -125,6 +132,55 @@ func TestListInTheOrderOfStoring(t *testing.T) {
 	require.Equal(t, all, paged)
 }
 
+func changed(t *testing.T, s *records.Store, after time.Time, limit int64, states ...records.Status) (ids []string, last time.Time) {
+	t.Helper()
+	for r, err := range s.Changed(t.Context(), after, limit, states...) {
+		require.NoError(t, err)
+		ids = append(ids, r.ID)
+		if r.ChangedAt.After(last) {
+			last = r.ChangedAt
+		}
+	}
+	return ids, last
+}
+
+func TestChanged(t *testing.T) {
+	t.Parallel()
+	s := contracttest.Store(t)
+	require.NoError(t, s.CreateIndexes(t.Context()))
+	both := []records.Status{records.Processing, records.Done}
+	none, _ := changed(t, s, time.Time{}, 10, both...)
+	require.Empty(t, none)
+
+	var last time.Time
+	for i := range 5 {
+		// the server's clock must move on between two changes
+		before := last
+		require.Eventually(t, func() bool {
+			require.NoError(t, s.Begin(t.Context(), message(fmt.Sprint(i), "a"), run("job", 1)))
+			_, last = changed(t, s, time.Time{}, 1, both...)
+			return last.After(before)
+		}, contracttest.Patience, contracttest.Tick)
+	}
+	n, err := s.Count(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, 5, n)
+	ids, last := changed(t, s, time.Time{}, 3, both...)
+	require.Equal(t, []string{"4", "3", "2"}, ids, "the last change first")
+	ids, _ = changed(t, s, last, 10, both...)
+	require.Empty(t, ids)
+
+	require.Eventually(t, func() bool {
+		require.NoError(t, s.Finish(t.Context(), "0"))
+		require.NoError(t, s.Begin(t.Context(), message("1", "a"), run("job", 2)))
+		ids, _ = changed(t, s, last, 10, both...)
+		return len(ids) == 2
+	}, contracttest.Patience, contracttest.Tick)
+	require.ElementsMatch(t, []string{"0", "1"}, ids)
+	ids, _ = changed(t, s, time.Time{}, 10, records.Done)
+	require.Equal(t, []string{"0"}, ids)
+}
+
 func TestListAfterAnUnknownRecord(t *testing.T) {
 	t.Parallel()
 	s := contracttest.Store(t)
@@ -142,7 +198,7 @@ func TestWithoutAServer(t *testing.T) {
 	err = s.Ping(t.Context())
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), c.Password)
-	require.Error(t, s.Begin(t.Context(), message("id", "a"), "job", 1))
+	require.Error(t, s.Begin(t.Context(), message("id", "a"), run("job", 1)))
 	for _, err := range s.List(t.Context(), records.Query{}) {
 		require.Error(t, err)
 	}

@@ -22,7 +22,7 @@ const deadLetterTimeout = 5 * time.Second
 
 // Store keeps the record of a message, as records.Store does.
 type Store interface {
-	Begin(ctx context.Context, m contract.Message, job string, attempt int) error
+	Begin(ctx context.Context, m contract.Message, run records.Run) error
 	Finish(ctx context.Context, id string) error
 }
 
@@ -44,8 +44,10 @@ type Worker struct {
 //     one is gone.
 //
 // A message that cannot be processed now is given back, one that never can be
-// goes to the dead-letter queue. Both are an error.
-func (w Worker) Process(ctx context.Context, d *queue.Delivery) error {
+// goes to the dead-letter queue. Both are an error. The record keeps when the
+// worker began to look for this message, and that it has claimed it now.
+func (w Worker) Process(ctx context.Context, d *queue.Delivery, began time.Time) error {
+	run := records.Run{Job: w.Job, Attempt: d.Attempt, StartedAt: began, ClaimedAt: time.Now()}
 	log := w.Log.With("id", d.ID(), "attempt", d.Attempt)
 	m, err := d.Message()
 	if err != nil {
@@ -54,7 +56,7 @@ func (w Worker) Process(ctx context.Context, d *queue.Delivery) error {
 	log.Info("claimed a message", "name", m.Name)
 
 	err = Retry(ctx, w.RetryTimeout, log, func(ctx context.Context) error {
-		return w.Store.Begin(ctx, m, w.Job, d.Attempt)
+		return w.Store.Begin(ctx, m, run)
 	})
 	if errors.Is(err, records.ErrDone) {
 		log.Info("an earlier Job has done this message, it only remains to acknowledge it")

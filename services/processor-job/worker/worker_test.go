@@ -38,7 +38,7 @@ func (s *fakeStore) note(ctx context.Context, call string, f func() error) error
 	return f()
 }
 
-func (s *fakeStore) Begin(ctx context.Context, _ contract.Message, _ string, _ int) error {
+func (s *fakeStore) Begin(ctx context.Context, _ contract.Message, _ records.Run) error {
 	return s.note(ctx, "begin", s.begin)
 }
 
@@ -76,7 +76,7 @@ func TestProcess(t *testing.T) {
 	t.Parallel()
 	c, consumer, d := claim(t, event)
 	s := &fakeStore{}
-	require.NoError(t, newWorker(s).Process(t.Context(), d))
+	require.NoError(t, newWorker(s).Process(t.Context(), d, time.Now()))
 	require.Equal(t, []string{"begin", "finish"}, s.calls)
 	requireLeft(t, c, consumer, 0, 0)
 }
@@ -85,13 +85,19 @@ func TestProcessStoresInMongoDB(t *testing.T) {
 	t.Parallel()
 	_, _, d := claim(t, event)
 	s := contracttest.Store(t)
-	require.NoError(t, newWorker(s).Process(t.Context(), d))
+	began := time.Now()
+	require.NoError(t, newWorker(s).Process(t.Context(), d, began))
 	for r, err := range s.List(t.Context(), records.Query{}) {
 		require.NoError(t, err)
 		require.Equal(t, "id-1", r.ID)
 		require.Equal(t, records.Done, r.Status)
 		require.Equal(t, "processor-job-x", r.Job)
 		require.Equal(t, 1, r.Attempts)
+		require.Len(t, r.Runs, 1)
+		require.Equal(t, "processor-job-x", r.Runs[0].Job)
+		require.Equal(t, 1, r.Runs[0].Attempt)
+		require.Equal(t, began.UnixMilli(), r.Runs[0].StartedAt.UnixMilli())
+		require.WithinRange(t, r.Runs[0].ClaimedAt, r.Runs[0].StartedAt, r.FinishedAt)
 	}
 }
 
@@ -102,7 +108,7 @@ func TestAMessageThatIsDoneIsOnlyAcknowledged(t *testing.T) {
 	s := &fakeStore{begin: func() error { return records.ErrDone }}
 	w := newWorker(s)
 	w.ProcessingTime = time.Hour // would not return if it worked again
-	require.NoError(t, w.Process(t.Context(), d))
+	require.NoError(t, w.Process(t.Context(), d, time.Now()))
 	require.Equal(t, []string{"begin"}, s.calls)
 	requireLeft(t, c, consumer, 0, 0)
 }
@@ -120,7 +126,7 @@ func TestAMessageThatCanNeverWorkIsADeadLetter(t *testing.T) {
 			s := &fakeStore{}
 			stopped, stop := context.WithCancel(t.Context())
 			stop() // even a Job that is told to stop does not leave it to the next one
-			err := newWorker(s).Process(stopped, d)
+			err := newWorker(s).Process(stopped, d, time.Now())
 			require.ErrorIs(t, err, contract.ErrInvalid)
 			require.ErrorContains(t, err, "dead-letter queue")
 			require.Empty(t, s.calls)
@@ -147,7 +153,7 @@ func TestToldToStopItGivesTheMessageBackAtOnce(t *testing.T) {
 			if name == "while it works" {
 				w.ProcessingTime = time.Hour
 			}
-			require.ErrorIs(t, w.Process(ctx, d), errStopped)
+			require.ErrorIs(t, w.Process(ctx, d, time.Now()), errStopped)
 			requireLeft(t, c, consumer, 1, 0)
 		})
 	}
@@ -165,7 +171,7 @@ func TestMongoDBAwayForTooLong(t *testing.T) {
 			c, consumer, d := claim(t, event)
 			w := newWorker(s)
 			w.RetryTimeout = 300 * time.Millisecond
-			err := w.Process(t.Context(), d)
+			err := w.Process(t.Context(), d, time.Now())
 			require.ErrorIs(t, err, away)
 			require.ErrorContains(t, err, "gave up after 300ms")
 			require.Greater(t, len(s.calls), 2, "it tries more than once")
@@ -184,7 +190,7 @@ func TestMongoDBAwayForAMoment(t *testing.T) {
 		}
 		return nil
 	}
-	require.NoError(t, newWorker(s).Process(t.Context(), d))
+	require.NoError(t, newWorker(s).Process(t.Context(), d, time.Now()))
 	require.Equal(t, []string{"begin", "begin", "begin", "finish"}, slices.Clone(s.calls))
 	requireLeft(t, c, consumer, 0, 0)
 }
@@ -194,6 +200,6 @@ func TestAnAcknowledgementThatCannotBeSentIsAnError(t *testing.T) {
 	t.Parallel()
 	c, consumer, d := claim(t, event)
 	s := &fakeStore{finish: consumer.Close}
-	require.ErrorContains(t, newWorker(s).Process(t.Context(), d), "acknowledge id-1")
+	require.ErrorContains(t, newWorker(s).Process(t.Context(), d, time.Now()), "acknowledge id-1")
 	contracttest.Waiting(t, contracttest.Channel(t, c), c.Queue, 1)
 }

@@ -82,6 +82,7 @@ func (s settings) early(ctx context.Context) error {
 	}
 	defer consumer.Close() //nolint:errcheck // all is acknowledged
 	for taken := 0; s.Messages == 0 || taken < s.Messages; taken++ {
+		began := time.Now()
 		d, err := consumer.Claim(ctx, 5*time.Second)
 		switch {
 		case errors.Is(err, queue.ErrEmpty) && s.Messages == 0:
@@ -101,7 +102,7 @@ func (s settings) early(ctx context.Context) error {
 		if err := d.Ack(); err != nil {
 			return err
 		}
-		if err := store.Begin(ctx, m, s.PodName, d.Attempt); err != nil {
+		if err := store.Begin(ctx, m, records.Run{Job: s.PodName, Attempt: d.Attempt, StartedAt: began, ClaimedAt: time.Now()}); err != nil {
 			return err
 		}
 		select {

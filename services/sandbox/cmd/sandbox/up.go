@@ -16,7 +16,8 @@ func up(ctx context.Context, b *sandbox) error {
 		return err
 	}
 	b.say(`
-Try, in another terminal:
+Open %[1]s/ in a browser: send a burst there, and see its Jobs.
+Or try, in another terminal:
 
   curl -X POST '%[1]s/send?name=record1&content=content1'
   curl '%[1]s/data'

@@ -1,0 +1,96 @@
+// The tables of the records and the dead letters.
+import { nameOf, seconds } from "./model.js";
+
+const $ = (id) => document.getElementById(id);
+const page = 100;
+let confirmed; // what to do after a yes
+
+export function setUpTables(model) {
+  let limit = page, shown = -1;
+  const show = () => {
+    if (shown === model.version) return;
+    shown = model.version;
+    showRecords(model, limit);
+    showDead(model);
+  };
+  const again = () => { shown = -1; show(); };
+  $("filter").addEventListener("input", again);
+  $("status").addEventListener("change", again);
+  $("more").addEventListener("click", () => { limit += page; again(); });
+  $("redrive-all").addEventListener("click", () => {
+    redrive("", `Send ${model.status?.dead ?? "all"} dead letters back to the queue?`);
+  });
+  $("yes").addEventListener("click", () => confirmed());
+  return show;
+}
+
+function showRecords(model, limit) {
+  const text = $("filter").value.toLowerCase(), wanted = $("status").value;
+  const found = [...model.records.values()].reverse().filter((record) =>
+    (!wanted || model.state(record) === wanted) &&
+    (!text || [record.name, record.content, record.job, record.id].some((field) => field.toLowerCase().includes(text))));
+  found.sort((a, b) => b.storedAt - a.storedAt);
+  fill($("rows"), found.slice(0, limit), (record) => record.id, (record) => {
+    const last = record.runs?.at(-1);
+    return [
+      record.name, record.content, model.state(record), record.attempts,
+      record.sentAt ? new Date(record.sentAt).toLocaleTimeString([], { hour12: false }) : "",
+      record.sentAt ? seconds(Math.max(record.storedAt - record.sentAt, 0)) : "",
+      record.finishedAt ? seconds(Math.max(record.finishedAt - (last?.claimedAt ?? record.storedAt), 0)) : "",
+      record.job,
+    ];
+  });
+  const stored = model.status?.records, known = model.records.size;
+  $("found").textContent = `${found.length} of ${known}` + (stored > known ? `, the last of ${stored.toLocaleString("en")} to change` : "");
+  $("more").hidden = found.length <= limit;
+}
+
+function showDead(model) {
+  $("no-dead").hidden = model.dead.length > 0;
+  $("some-dead").hidden = model.dead.length === 0 && $("redriven").textContent === "";
+  fill($("dead-rows"), model.dead, (letter) => letter.id + letter.deadAt, (letter) => [
+    letter.body, letter.reason, letter.attempts, letter.job, letter.deadAt ? new Date(letter.deadAt).toLocaleString([], { hour12: false }) : "",
+  ], (letter, row) => {
+    if (!letter.id) return; // one without an id can only go with all the others
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Send back";
+    button.addEventListener("click", () => redrive(letter.id, `Send the dead letter “${nameOf(letter)}” back to the queue?`));
+    row.insertCell().append(button);
+  });
+}
+
+// fill makes one row for each item, and leaves those alone that are there and say
+// the same: a selected text stays selected.
+function fill(body, items, key, cells, finish) {
+  const before = new Map([...body.rows].map((row) => [row.dataset.key, row]));
+  items.forEach((item, i) => {
+    const texts = cells(item).map(String);
+    let row = before.get(key(item));
+    if (!row) {
+      row = document.createElement("tr");
+      row.dataset.key = key(item);
+      for (const _ of texts) row.insertCell();
+      finish?.(item, row);
+    }
+    before.delete(key(item));
+    texts.forEach((text, j) => { if (row.cells[j].textContent !== text) row.cells[j].textContent = text; });
+    if (body.rows[i] !== row) body.insertBefore(row, body.rows[i] ?? null);
+  });
+  for (const row of before.values()) row.remove();
+}
+
+// redrive asks first.
+function redrive(id, question) {
+  $("question").textContent = question;
+  confirmed = async () => {
+    try {
+      const response = await fetch("dead-letters/redrive" + (id && `?id=${encodeURIComponent(id)}`), { method: "POST" });
+      const answer = await response.json();
+      $("redriven").textContent = response.ok ? `${answer.redriven} sent back.` : answer.detail;
+    } catch {
+      $("redriven").textContent = "complex-app did not answer.";
+    }
+  };
+  $("ask").showModal();
+}
