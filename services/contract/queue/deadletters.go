@@ -16,6 +16,8 @@ const (
 	attemptsHeader = "attempts-before"
 	// lockPause is how often a lock that somebody else holds is tried.
 	lockPause = 100 * time.Millisecond
+	// returnTimeout bounds the wait for RabbitMQ to have given messages back.
+	returnTimeout = 5 * time.Second
 	// shownBytes is how much of a body is listed: a thousand whole ones would be
 	// more than complex-app's memory.
 	shownBytes = 4 << 10
@@ -82,7 +84,7 @@ func (q DeadLetterQueue) visit(ctx context.Context, limit int, f func(*Consumer,
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	// gives back what was not removed, and frees the lock
+	// frees the lock, and gives back what was not removed if that is still to do
 	defer func() { _ = consumer.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = consumer.conn.CloseDeadline(time.Now()) })
 	defer stop()
@@ -93,6 +95,7 @@ func (q DeadLetterQueue) visit(ctx context.Context, limit int, f func(*Consumer,
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	left, held := waiting.Messages, 0
 	// no more than were there: a message that f sends back may die again
 	for n := 0; n < waiting.Messages && n != limit; n++ {
 		d, ok, err := consumer.ch.Get(name, false)
@@ -100,8 +103,9 @@ func (q DeadLetterQueue) visit(ctx context.Context, limit int, f func(*Consumer,
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 		if !ok {
-			return nil
+			break
 		}
+		held++
 		remove, err := f(consumer, d)
 		if err != nil {
 			return err
@@ -110,9 +114,28 @@ func (q DeadLetterQueue) visit(ctx context.Context, limit int, f func(*Consumer,
 			if err := d.Ack(false); err != nil {
 				return fmt.Errorf("%w: %w", ErrUnavailable, err)
 			}
+			left--
+			held--
 		}
 	}
-	return nil
+	if held == 0 {
+		return nil
+	}
+	if err := consumer.ch.Nack(0, true, true); err != nil { // all of them
+		return nil // the connection is lost, and RabbitMQ gives them back by itself
+	}
+	// The next visitor would miss what is still on its way back.
+	for deadline := time.After(returnTimeout); ; {
+		waiting, err := consumer.ch.QueueDeclarePassive(name, true, false, false, false, nil)
+		if err != nil || waiting.Messages >= left {
+			return nil
+		}
+		select {
+		case <-time.After(lockPause):
+		case <-deadline:
+			return nil
+		}
+	}
 }
 
 // lock waits until this connection alone has the exclusive queue of the given
