@@ -34,6 +34,9 @@ type Message struct {
 	Event
 	ID     string
 	SentAt time.Time
+	// Trace are the W3C's headers of the span that sends the message. They stay
+	// with it in the queue, as a dead letter and after a redrive.
+	Trace map[string]string
 }
 
 // Validate returns an ErrInvalid when the event has no name, is not UTF-8 or is

@@ -63,6 +63,8 @@ func expected(typeName string) string {
 		return "true or false"
 	case "int":
 		return "a whole number"
+	case "telemetry.LogFormat":
+		return "one of auto, json and text"
 	case "slog.Level":
 		return "one of debug, info, warn and error"
 	default:

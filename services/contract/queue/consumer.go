@@ -138,6 +138,12 @@ func (d *Delivery) Message() (contract.Message, error) {
 // ID returns the message's id, which may be empty.
 func (d *Delivery) ID() string { return d.raw.MessageId }
 
+// SentAt returns when the message was sent, or the zero time.
+func (d *Delivery) SentAt() time.Time { return sentAt(d.raw) }
+
+// Header returns a header's text, or "".
+func (d *Delivery) Header(name string) string { return header[string](d.raw, name) }
+
 // Ack removes the message from the queue.
 func (d *Delivery) Ack() error { return d.raw.Ack(false) }
 

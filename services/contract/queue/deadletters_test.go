@@ -172,3 +172,32 @@ func TestAnInterruptedRedriveLosesNothing(t *testing.T) {
 	}
 	require.Len(t, ids, messages)
 }
+
+// A trace goes on where it was, however a message comes back.
+func TestAMessageKeepsItsTraceHeaders(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	sent := message("id")
+	sent.Trace = map[string]string{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
+	require.NoError(t, publisher(t, c).Publish(t.Context(), sent))
+	consumer := contracttest.Consumer(t, c)
+	for _, end := range []func(*queue.Delivery) error{
+		func(d *queue.Delivery) error { return d.Return(true) },
+		func(d *queue.Delivery) error {
+			if err := d.DeadLetter(t.Context(), "reason", "job"); err != nil {
+				return err
+			}
+			_, err := queue.DeadLetterQueue{Config: c}.Redrive(t.Context(), "id")
+			return err
+		},
+		(*queue.Delivery).Ack,
+	} {
+		d, err := consumer.Claim(t.Context(), contracttest.Patience)
+		require.NoError(t, err)
+		require.Equal(t, sent.Trace["traceparent"], d.Header("traceparent"))
+		require.Equal(t, sent.Trace["tracestate"], d.Header("tracestate"))
+		require.Empty(t, d.Header("another"))
+		require.Equal(t, sent.SentAt.UnixMilli(), d.SentAt().UnixMilli())
+		require.NoError(t, end(d))
+	}
+}

@@ -42,6 +42,14 @@ type Publisher struct {
 	log     *slog.Logger
 	session atomic.Pointer[session] // nil while there is no connection
 	problem atomic.Pointer[error]   // why there is none
+
+	// Hooks are called as these things happen, unless they are nil. Set them
+	// before Run.
+	Hooks struct {
+		Connected func()                // once more
+		Written   func(context.Context) // Publish, whose context this is, now waits for the confirm
+		Returned  func()                // a message that no queue took
+	}
 }
 
 // session is one connection with one channel in confirm mode.
@@ -71,6 +79,9 @@ func (p *Publisher) Run(ctx context.Context) {
 		if err == nil {
 			p.log.Info("connected to RabbitMQ", "queue", p.cfg.Queue)
 			p.session.Store(s)
+			if p.Hooks.Connected != nil {
+				p.Hooks.Connected()
+			}
 			select {
 			case <-s.broken:
 			case <-ctx.Done():
@@ -134,6 +145,9 @@ func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
+	if p.Hooks.Written != nil {
+		p.Hooks.Written(ctx)
+	}
 	acked, err := confirmation.WaitContext(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
@@ -146,16 +160,23 @@ func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
 		return fmt.Errorf("%w: it refused the message", ErrUnavailable)
 	}
 	if _, returned := s.returned.Load(m.ID); returned {
+		if p.Hooks.Returned != nil {
+			p.Hooks.Returned()
+		}
 		return fmt.Errorf("%w: the queue %s is gone and will be declared again", ErrUnavailable, p.cfg.Queue)
 	}
 	return nil
 }
 
 func publishing(m contract.Message, body []byte) amqp.Publishing {
+	headers := amqp.Table{sentAtHeader: m.SentAt.UnixMilli()}
+	for name, value := range m.Trace {
+		headers[name] = value
+	}
 	return amqp.Publishing{
 		MessageId:    m.ID,
 		Timestamp:    m.SentAt,
-		Headers:      amqp.Table{sentAtHeader: m.SentAt.UnixMilli()},
+		Headers:      headers,
 		ContentType:  "application/json",
 		DeliveryMode: amqp.Persistent,
 		Body:         body,
