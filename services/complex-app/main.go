@@ -18,9 +18,12 @@ import (
 	"keda-p2/services/complex-app/api"
 	"keda-p2/services/complex-app/live"
 	"keda-p2/services/complex-app/page"
+	"keda-p2/services/complex-app/metrics"
+	"keda-p2/services/complex-app/observe"
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
+	"keda-p2/services/contract/telemetry"
 )
 
 // version is set by the linker.
@@ -45,7 +48,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "complex-app:", err)
 		os.Exit(1)
 	}
-	log := slog.New(slog.NewJSONHandler(os.Stdout, &slog.HandlerOptions{Level: s.LogLevel}))
+	log := telemetry.NewLogger(os.Stdout, s.LogLevel, s.LogFormat)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, s, log); err != nil {
@@ -57,6 +60,9 @@ func main() {
 // run serves until ctx ends. Then it takes no new request, finishes those in
 // flight with their confirms, and only after that closes the connections.
 func run(ctx context.Context, s settings, log *slog.Logger) error {
+	tracing := telemetry.Open(os.Getenv, "complex-app", version, log)
+	defer tracing.Close() // last: the requests in flight have their spans
+
 	store, err := records.Open(s.MongoDB, "complex-app")
 	if err != nil {
 		return err
@@ -70,6 +76,10 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	// the connections outlive ctx: requests in flight still need them
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	publisher := queue.NewPublisher(s.RabbitMQ, "complex-app", s.ConfirmTimeout, log)
+	registry := &metrics.Registry{}
+	observed := observe.NewPublisher(publisher, s.RabbitMQ.Queue, registry, tracing)
+	observe.Ready(registry, publisher.Ready, store.Ping)
+	observe.AddRecords(registry, store, log)
 	published, indexed := make(chan struct{}), make(chan struct{})
 	go func() { defer close(published); publisher.Run(background) }()
 	go func() { defer close(indexed); createIndexes(background, store, log) }()
@@ -86,8 +96,14 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	dead := queue.DeadLetterQueue{Config: s.RabbitMQ}
 	view := live.New(publisher, &queue.Counter{Config: s.RabbitMQ, Name: "complex-app's page"}, store, dead, log)
 	defer view.Close() // before the connections are closed
+	handler := observe.HTTP(api.New(observed, store, dead, view, files, log), registry, tracing)
+	stopAdmin, err := startAdmin(s.AdminAddr, registry, handler, log)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	defer stopAdmin()
 	server := &http.Server{
-		Handler:           api.New(publisher, store, dead, view, files, log),
+		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),

@@ -83,6 +83,41 @@ func TestTheServiceEndToEnd(t *testing.T) {
 	require.NoError(t, stop())
 }
 
+func TestMetricsAndHealthOnTheAdminPort(t *testing.T) {
+	t.Parallel()
+	s := settings{
+		RabbitMQ: contracttest.RabbitMQ(t), MongoDB: contracttest.MongoDB(t),
+		ConfirmTimeout: contracttest.Patience, ShutdownTimeout: contracttest.Patience,
+	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	s.AdminAddr = free.Addr().String()
+	require.NoError(t, free.Close())
+	address, stop := start(t, s)
+	admin := "http://" + s.AdminAddr
+	require.Eventually(t, func() bool { return status(admin+"/readyz") == http.StatusOK }, contracttest.Patience, contracttest.Tick)
+	require.Equal(t, http.StatusOK, status(admin+"/healthz"))
+	require.Equal(t, http.StatusNotFound, status(admin+"/data"), "the API is elsewhere")
+	require.Equal(t, http.StatusNotFound, status(address+"/metrics"), "the metrics are not for everybody")
+
+	sent, err := http.Post(address+"/send?name=a", "", nil)
+	require.NoError(t, err)
+	require.NoError(t, sent.Body.Close())
+	response, err := http.Get(admin + "/metrics")
+	require.NoError(t, err)
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	for _, line := range []string{
+		`http_server_request_duration_seconds_count{http_request_method="POST",http_route="/send",http_response_status_code="202"} 1`,
+		`keda_p2_dependency_ready{dependency="MongoDB"} 1`, `keda_p2_dependency_ready{dependency="RabbitMQ"} 1`,
+		`keda_p2_publish_in_flight 0`, `keda_p2_record_total_seconds_count 0`,
+	} {
+		require.Contains(t, string(body), line+"\n")
+	}
+	require.NoError(t, stop())
+}
+
 func TestItStartsWithoutItsServersAndSaysWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	s := settings{ConfirmTimeout: time.Second, ShutdownTimeout: contracttest.Patience}
@@ -187,4 +222,6 @@ func TestAnAddressInUseIsNamed(t *testing.T) {
 	s.RabbitMQ.Host, s.RabbitMQ.Port = "127.0.0.1", "1"
 	s.MongoDB.Host, s.MongoDB.Port = "127.0.0.1", "1"
 	require.ErrorContains(t, run(t.Context(), s, slog.New(slog.DiscardHandler)), "HTTP_ADDR")
+	s.HTTPAddr, s.AdminAddr = "127.0.0.1:0", s.HTTPAddr
+	require.ErrorContains(t, run(t.Context(), s, slog.New(slog.DiscardHandler)), "ADMIN_ADDR")
 }

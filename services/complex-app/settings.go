@@ -7,6 +7,7 @@ import (
 
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
+	"keda-p2/services/contract/telemetry"
 )
 
 // settings are the variables of complex-app.
@@ -20,6 +21,11 @@ type settings struct {
 	// ShutdownTimeout is how long requests in flight may take after SIGTERM.
 	ShutdownTimeout time.Duration `split_words:"true" default:"20s"`
 	LogLevel        slog.Level    `split_words:"true" default:"info"`
+
+	// AdminAddr serves /metrics, beside /healthz and /readyz. Empty means nowhere.
+	// The port is that of OpenTelemetry's exporters for Prometheus.
+	AdminAddr string              `split_words:"true" default:":9464"`
+	LogFormat telemetry.LogFormat `split_words:"true" default:"auto"`
 }
 
 // Validate names every problem.

@@ -74,7 +74,7 @@ func (a *api) data(w http.ResponseWriter, r *http.Request) error {
 // it a part of the records would look like all of them.
 func (a *api) abort(r *http.Request, err error) {
 	if r.Context().Err() == nil {
-		a.log.Error("answer cut off", "method", r.Method, "path", r.URL.Path, "reason", err.Error())
+		a.log.ErrorContext(r.Context(), "answer cut off", "method", r.Method, "path", r.URL.Path, "reason", err.Error())
 	}
 	panic(http.ErrAbortHandler)
 }

@@ -104,7 +104,7 @@ func (a *api) handle(h func(http.ResponseWriter, *http.Request) error) http.Hand
 		}
 		p := newProblem(err)
 		if p.Status >= http.StatusInternalServerError && p.Missing == nil && r.Context().Err() == nil {
-			a.log.Error("request failed", "method", r.Method, "path", r.URL.Path, "status", p.Status, "reason", err.Error())
+			a.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "status", p.Status, "id", p.ID, "reason", err.Error())
 		}
 		if p.Status == http.StatusServiceUnavailable {
 			w.Header().Set("Retry-After", retryAfter)

@@ -47,6 +47,7 @@ func (a *api) send(w http.ResponseWriter, r *http.Request) error {
 		return unsent{id, err}
 	}
 	a.view.Accepted(message)
+	a.log.DebugContext(r.Context(), "accepted an event", "id", id)
 	return writeJSON(w, http.StatusAccepted, accepted{ID: id, Event: event})
 }
 
