@@ -19,6 +19,7 @@ import (
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
+	"keda-p2/services/contract/telemetry"
 	"keda-p2/services/processor-job/worker"
 )
 
@@ -40,11 +41,11 @@ func main() {
 		fmt.Fprintln(os.Stderr, "processor-job:", err)
 		os.Exit(1)
 	}
-	log := slog.New(slog.NewJSONHandler(os.Stdout, &slog.HandlerOptions{Level: s.LogLevel})).With("job", s.PodName)
+	log := telemetry.NewLogger(os.Stdout, s.LogLevel, s.LogFormat).With("job", s.PodName)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, s, log); err != nil {
-		log.Error("failed", "reason", err.Error())
+		worker.Report(log, err)
 		os.Exit(1)
 	}
 }
@@ -53,6 +54,8 @@ func main() {
 // empty queue is not an error.
 func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	began := time.Now()
+	tracing := telemetry.Open(os.Getenv, "processor-job", version, log)
+	defer tracing.Close() // last: by then the acknowledgement has its span
 	probe, err := startProbe(s.ProbeAddr)
 	if err != nil {
 		return err
@@ -81,9 +84,11 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 		}
 	}()
 
+	tracer := &worker.Tracer{Tracing: tracing, Job: s.PodName, Queue: s.RabbitMQ.Queue, Collection: s.MongoDB.Collection}
+	tracer.Connected()
 	working, cancel := workingContext(ctx, s.StopGrace, consumer)
 	defer cancel()
-	w := worker.Worker{Store: store, Job: s.PodName, ProcessingTime: s.ProcessingTime, RetryTimeout: s.RetryTimeout, Log: log}
+	w := worker.Worker{Store: tracer.Store(store), Job: s.PodName, ProcessingTime: s.ProcessingTime, RetryTimeout: s.RetryTimeout, Log: log, Trace: tracer}
 	if s.stays() {
 		probe.setReady() // for messages, not for one of them
 	}
@@ -106,7 +111,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 		err = w.Process(working, delivery, began)
 		began = time.Now() // to look for the next one
 		if s.stays() && errors.Is(err, worker.ErrDeadLetter) {
-			log.Error("failed", "reason", err.Error()) // this message has, others may not
+			worker.Report(log, err) // this message has, others may not
 			continue
 		}
 		if err != nil {

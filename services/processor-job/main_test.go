@@ -16,10 +16,12 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
+	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
 	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
+	"keda-p2/services/contract/telemetry/telemetrytest"
 )
 
 // The tests run the program itself, as a Job does: the test binary calls main
@@ -316,5 +318,90 @@ func TestBadConfiguration(t *testing.T) {
 	require.Equal(t, 1, code)
 	for _, problem := range []string{"PROCESSING_TIME", "RETRY_TIMEOUT: is negative", `MESSAGES: "many" is not a whole number`, `LOG_LEVEL: "loud" is not one of debug`, "enableServiceLinks: false"} {
 		require.Contains(t, last, problem)
+	}
+}
+
+// The spans of two Jobs: one that is told to stop, and the one that then does it.
+func TestTheTraceOfAMessageGoesOnInItsJobs(t *testing.T) {
+	t.Parallel()
+	q, db, ch := setup(t)
+	collector := telemetrytest.Start(t)
+	require.NoError(t, ch.Confirm(false))
+	sent := time.Now()
+	confirmation, err := ch.PublishWithDeferredConfirm("", q.Queue, true, false, amqp.Publishing{
+		MessageId: "id", Body: []byte(`{"name":"a"}`),
+		Headers: amqp.Table{"sent-at-ms": sent.UnixMilli(), "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
+	})
+	require.NoError(t, err)
+	require.True(t, confirmation.Wait())
+
+	endpoint := "OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL
+	j := start(t, q, db, endpoint, "PROCESSING_TIME=1h")
+	require.Eventually(t, func() bool { return len(stored(t, db)) == 1 }, contracttest.Patience, contracttest.Tick)
+	require.NoError(t, j.cmd.Process.Signal(syscall.SIGTERM))
+	code, last := j.wait(t)
+	require.Equal(t, 1, code)
+	var line map[string]any
+	require.NoError(t, json.Unmarshal([]byte(last), &line))
+	first := named(t, collector.Spans(), "process "+q.Queue)
+	require.Equal(t, "id", line["id"])
+	require.EqualValues(t, 1, line["attempt"])
+	require.Equal(t, "processor-job-x", line["job"])
+	require.Equal(t, "0af7651916cd43dd8448eb211c80319c", line["trace_id"])
+	require.Equal(t, telemetrytest.Hex(first.SpanId), line["span_id"])
+	require.Equal(t, otlp.Status_STATUS_CODE_ERROR, first.Status.Code)
+	require.Equal(t, "b7ad6b7169203331", telemetrytest.Hex(first.ParentSpanId))
+	wait := named(t, collector.Spans(), "wait in "+q.Queue)
+	require.Equal(t, first.ParentSpanId, wait.ParentSpanId)
+	require.Equal(t, sent.UnixMilli(), wait.Start().UnixMilli())
+	named(t, collector.Spans(), "nack "+q.Queue)
+
+	before := len(collector.Spans())
+	code, _ = start(t, q, db, endpoint, "POD_NAME=processor-job-y", "OTEL_SERVICE_NAME=mine").wait(t)
+	require.Zero(t, code)
+	var again []telemetrytest.Span
+	for _, s := range collector.Spans() {
+		if s.Resource["service.name"] == "mine" {
+			again = append(again, s)
+		}
+	}
+	require.Len(t, collector.Spans(), before+len(again))
+	second := named(t, again, "process "+q.Queue)
+	require.Equal(t, "2", strings.TrimPrefix(second.Attribute("keda_p2.attempt"), "int_value:"))
+	require.Equal(t, "processor-job-y", second.Attribute("k8s.pod.name"))
+	require.Equal(t, first.TraceId, second.TraceId)
+	require.Len(t, second.Links, 1)
+	require.Equal(t, first.SpanId, second.Links[0].SpanId, "linked to the first attempt")
+	end := second.Start()
+	for _, name := range []string{"start", "receive " + q.Queue, "store record", "work", "finish record", "ack " + q.Queue} {
+		s := named(t, again, name)
+		require.Equal(t, second.SpanId, s.ParentSpanId, name)
+		require.False(t, s.Start().Before(end), "%s begins before the one before it ends", name)
+		end = s.End()
+		require.False(t, second.End().Before(end), name)
+	}
+	require.Equal(t, "mongodb", named(t, again, "store record").Attribute("db.system.name"))
+	require.Len(t, again, 7)
+}
+
+func named(t *testing.T, spans []telemetrytest.Span, name string) telemetrytest.Span {
+	t.Helper()
+	return telemetrytest.Named(t, spans, name)
+}
+
+// Nothing depends on the collector: not the result, and the end by no more than
+// two seconds.
+func TestACollectorThatIsAwayOrSilent(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = silent.Close() })
+	for _, endpoint := range []string{"http://127.0.0.1:1", "http://" + silent.Addr().String()} {
+		q, db, ch := setup(t)
+		publish(t, ch, q, "id", `{"name":"a"}`)
+		code, _ := start(t, q, db, "OTEL_EXPORTER_OTLP_ENDPOINT="+endpoint).wait(t)
+		require.Zero(t, code)
+		require.Equal(t, 1, done(stored(t, db)))
+		contracttest.Waiting(t, ch, q.Queue, 0)
 	}
 }

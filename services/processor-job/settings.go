@@ -8,6 +8,7 @@ import (
 
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
+	"keda-p2/services/contract/telemetry"
 )
 
 // settings are the variables of processor-job.
@@ -34,6 +35,8 @@ type settings struct {
 	ProbeAddr string     `split_words:"true" default:":8081"`
 	PodName   string     `split_words:"true"` // the host's name by default
 	LogLevel  slog.Level `split_words:"true" default:"info"`
+
+	LogFormat telemetry.LogFormat `split_words:"true" default:"auto"`
 }
 
 func (s *settings) stays() bool { return s.Messages == 0 }

@@ -38,7 +38,7 @@ func Retry(ctx context.Context, timeout time.Duration, log *slog.Logger, f func(
 			last = err
 		}
 		if limited.Err() == nil {
-			log.Warn("will try again", "reason", err.Error(), "in", pause.String())
+			log.WarnContext(ctx, "will try again", "reason", err.Error(), "in", pause.String())
 		}
 		select {
 		case <-time.After(pause):

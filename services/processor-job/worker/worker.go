@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
@@ -33,6 +35,7 @@ type Worker struct {
 	ProcessingTime time.Duration // how long the work takes
 	RetryTimeout   time.Duration // how long to keep trying the store at each step
 	Log            *slog.Logger
+	Trace          *Tracer // nil makes no spans
 }
 
 // Process stores the message, works on it and acknowledges it, in this order:
@@ -46,40 +49,47 @@ type Worker struct {
 // A message that cannot be processed now is given back, one that never can be
 // goes to the dead-letter queue. Both are an error. The record keeps when the
 // worker began to look for this message, and that it has claimed it now.
-func (w Worker) Process(ctx context.Context, d *queue.Delivery, began time.Time) error {
+func (w Worker) Process(ctx context.Context, d *queue.Delivery, began time.Time) (err error) {
 	run := records.Run{Job: w.Job, Attempt: d.Attempt, StartedAt: began, ClaimedAt: time.Now()}
 	log := w.Log.With("id", d.ID(), "attempt", d.Attempt)
+	ctx, end := w.Trace.attempt(ctx, d, run)
+	defer func() {
+		end(err)
+		if err != nil {
+			err = &Failure{err, ctx, log}
+		}
+	}()
 	m, err := d.Message()
 	if err != nil {
 		return w.giveUp(ctx, d, err)
 	}
-	log.Info("claimed a message", "name", m.Name)
+	log.InfoContext(ctx, "claimed a message", "name", m.Name)
 
 	err = Retry(ctx, w.RetryTimeout, log, func(ctx context.Context) error {
 		return w.Store.Begin(ctx, m, run)
 	})
 	if errors.Is(err, records.ErrDone) {
-		log.Info("an earlier Job has done this message, it only remains to acknowledge it")
-		return d.Ack()
+		log.InfoContext(ctx, "an earlier Job has done this message, it only remains to acknowledge it")
+		return w.Trace.settle(ctx, "ack", d.Ack)
 	}
 	if err != nil {
-		return giveBack(ctx, d, err)
+		return w.giveBack(ctx, d, err)
 	}
-	log.Info("stored, working", "for", w.ProcessingTime.String())
+	log.InfoContext(ctx, "stored, working", "for", w.ProcessingTime.String())
 
-	if err := w.work(ctx); err != nil {
-		return giveBack(ctx, d, err)
+	if err := w.Trace.step(ctx, "work", trace.SpanKindInternal, w.work); err != nil {
+		return w.giveBack(ctx, d, err)
 	}
 	err = Retry(ctx, w.RetryTimeout, log, func(ctx context.Context) error {
 		return w.Store.Finish(ctx, m.ID)
 	})
 	if err != nil {
-		return giveBack(ctx, d, err)
+		return w.giveBack(ctx, d, err)
 	}
-	if err := d.Ack(); err != nil {
+	if err := w.Trace.settle(ctx, "ack", d.Ack); err != nil {
 		return fmt.Errorf("acknowledge %s: %w", m.ID, err)
 	}
-	log.Info("done")
+	log.InfoContext(ctx, "done")
 	return nil
 }
 
@@ -97,8 +107,8 @@ func (w Worker) work(ctx context.Context) error {
 // giveBack lets another Job have the message. It is one of the message's attempts
 // when this Job was told to stop: work that always takes too long for the Job's
 // deadline must end as a dead letter. An outage of MongoDB is not its fault.
-func giveBack(ctx context.Context, d *queue.Delivery, reason error) error {
-	if err := d.Return(ctx.Err() != nil); err != nil {
+func (w Worker) giveBack(ctx context.Context, d *queue.Delivery, reason error) error {
+	if err := w.Trace.settle(ctx, "nack", func() error { return d.Return(ctx.Err() != nil) }); err != nil {
 		// there is no connection, and RabbitMQ takes the message back by itself
 		return fmt.Errorf("message %q goes back to the queue: %w", d.ID(), reason)
 	}
@@ -111,7 +121,7 @@ func (w Worker) giveUp(ctx context.Context, d *queue.Delivery, reason error) err
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), deadLetterTimeout)
 	defer cancel()
 	if err := d.DeadLetter(limited, reason.Error(), w.Job); err != nil {
-		return giveBack(ctx, d, err)
+		return w.giveBack(ctx, d, err)
 	}
 	return fmt.Errorf("message %q was %w: %w", d.ID(), ErrDeadLetter, reason)
 }
