@@ -73,7 +73,7 @@ func (r *Registry) Histogram(name, help string, buckets []float64, labels ...str
 	h := Histogram{r.add("histogram", name, help, labels)}
 	h.buckets = buckets
 	if len(labels) == 0 {
-		h.get(nil)
+		h.Expect()
 	}
 	return h
 }
@@ -98,6 +98,14 @@ func (f *family) change(n float64, labelValues []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.get(labelValues).value += n
+}
+
+// Expect shows the histogram with these labels from now on. A series that appears
+// with its first values has no rate: of a first burst, nothing would be seen.
+func (h Histogram) Expect(labelValues ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.get(labelValues)
 }
 
 // Observe counts a value.

@@ -32,6 +32,7 @@ func TestTheTextFormat(t *testing.T) {
 	g.Add(3, "q")
 	g.Add(-1, "q")
 	h := r.Histogram("took_seconds", "Time.", []float64{0.5, 1}, "op")
+	h.Expect("y")
 	for _, v := range []float64{0.25, 0.5, 0.75, 7} {
 		h.Observe(v, "x")
 	}
@@ -53,6 +54,11 @@ took_seconds_bucket{op="x",le="1"} 3
 took_seconds_bucket{op="x",le="+Inf"} 4
 took_seconds_sum{op="x"} 8.5
 took_seconds_count{op="x"} 4
+took_seconds_bucket{op="y",le="0.5"} 0
+took_seconds_bucket{op="y",le="1"} 0
+took_seconds_bucket{op="y",le="+Inf"} 0
+took_seconds_sum{op="y"} 0
+took_seconds_count{op="y"} 0
 # HELP up Readiness.
 # TYPE up gauge
 up{dependency="a"} 1

@@ -30,6 +30,7 @@ func HTTP(router http.Handler, r *metrics.Registry, t *telemetry.Tracing) http.H
 	duration := r.Histogram("http_server_request_duration_seconds", "How long requests took.",
 		[]float64{.005, .01, .025, .05, .075, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10},
 		"http_request_method", "http_route", "http_response_status_code", "error_type")
+	duration.Expect(http.MethodPost, "/send", strconv.Itoa(http.StatusAccepted), "")
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		began, method := time.Now(), knownMethod(request.Method)
 		// chi uses the route context that it finds, so that the pattern can be read

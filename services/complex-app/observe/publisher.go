@@ -38,6 +38,8 @@ func NewPublisher(p *queue.Publisher, queueName string, r *metrics.Registry, t *
 		inFlight: r.Gauge("keda_p2_publish_in_flight", "Messages that are published and not confirmed yet."),
 	}
 	o.inFlight.Add(0)
+	o.duration.Expect("publish", "rabbitmq", queueName, "")
+	o.duration.Expect("confirm", "rabbitmq", queueName, "")
 	connects := r.Counter("keda_p2_rabbitmq_connects_total", "Connections to RabbitMQ that the publisher has made: all but the first are reconnects.")
 	returns := r.Counter("keda_p2_publish_returns_total", "Messages that RabbitMQ gave back because there was no queue for them.")
 	p.Hooks.Connected = func() { connects.Add(1) }
