@@ -111,6 +111,7 @@ func (s *system) start(ctx context.Context, deploy string, say func(string)) err
 	}
 	s.appEnv = maps.Clone(job.Env)
 	s.appEnv["HTTP_ADDR"] = net.JoinHostPort("127.0.0.1", strconv.Itoa(appPort))
+	s.appEnv["ADMIN_ADDR"] = "127.0.0.1:0"
 	if err := s.startProxies(); err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func startJob(t *testing.T, pod string, q queue.Config, db records.Config, env .
 // startApp runs complex-app and waits until it answers, ready or not.
 func startApp(t *testing.T, q queue.Config, db records.Config, env ...string) *running {
 	t.Helper()
-	p := start(t, program("complex-app"), "HTTP_ADDR", q, db, env)
+	p := start(t, program("complex-app"), "HTTP_ADDR", q, db, append([]string{"ADMIN_ADDR=127.0.0.1:0"}, env...))
 	p.eventually(t, "/healthz", http.StatusOK)
 	return p
 }

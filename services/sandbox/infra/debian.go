@@ -68,11 +68,15 @@ func newDebianNode(ctx context.Context, c RabbitMQConfig, port int) (_ node, err
 		// wake a thread, as on virtual machines: four seconds for two
 		"RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD": "very_short",
 	}
-	listener := fmt.Sprintf(`{"127.0.0.1", %d}`, port)
-	if err := os.WriteFile(in("advanced.config"), c.advanced(listener), 0o600); err != nil {
+	listener, plugins, metrics := fmt.Sprintf(`{"127.0.0.1", %d}`, port), "[].\n", ""
+	if c.Metrics {
+		plugins = "[rabbitmq_prometheus].\n"
+		metrics = fmt.Sprintf(`, {rabbitmq_prometheus, [{tcp_config, [{ip, "127.0.0.1"}, {port, %d}]}]}`, c.metricsPort)
+	}
+	if err := os.WriteFile(in("advanced.config"), c.advanced(listener, metrics), 0o600); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(in("plugins"), []byte("[].\n"), 0o600); err != nil {
+	if err := os.WriteFile(in("plugins"), []byte(plugins), 0o600); err != nil {
 		return nil, err
 	}
 

@@ -32,11 +32,14 @@ func docker(ctx context.Context, args ...string) error {
 func newDockerNode(ctx context.Context, c RabbitMQConfig, port int) (node, error) {
 	c.Say("RabbitMQ runs in a Docker container. When its image " + dockerImage + " is not here yet, Docker pulls it now.")
 	n := &dockerNode{name: fmt.Sprintf("keda-p2-sandbox-%d", port), dir: c.Dir}
-	cmd := exec.Command("docker", "run", "--rm", "--interactive", "--init", "--name", n.name,
+	args := []string{"run", "--rm", "--interactive", "--init", "--name", n.name,
 		"--publish", fmt.Sprintf("127.0.0.1:%d:5672", port),
 		// as for a debianNode
-		"--env", "RUNNING_UNDER_SYSTEMD=true", "--env", "RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD=very_short",
-		"--entrypoint", "cat", dockerImage)
+		"--env", "RUNNING_UNDER_SYSTEMD=true", "--env", "RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD=very_short"}
+	if c.Metrics { // the image serves them always
+		args = append(args, "--publish", fmt.Sprintf("127.0.0.1:%d:15692", c.metricsPort))
+	}
+	cmd := exec.Command("docker", append(args, "--entrypoint", "cat", dockerImage)...)
 	if _, err := cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -56,7 +59,7 @@ func newDockerNode(ctx context.Context, c RabbitMQConfig, port int) (node, error
 	}
 	// not as variables: docker inspect shows those
 	configure := exec.CommandContext(ctx, "docker", "exec", "--interactive", n.name, "sh", "-c", "cat >/etc/rabbitmq/advanced.config")
-	configure.Stdin = bytes.NewReader(c.advanced("5672"))
+	configure.Stdin = bytes.NewReader(c.advanced("5672", ""))
 	if out, err := configure.CombinedOutput(); err != nil {
 		n.close()
 		return nil, fmt.Errorf("docker exec: %w: %s", err, lastLine(out))

@@ -2,6 +2,8 @@ package infra_test
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,7 +27,7 @@ func startRabbitMQ(t *testing.T) (*infra.RabbitMQ, string) {
 	require.NoError(t, os.Mkdir(dir, 0o700))
 	r, err := infra.StartRabbitMQ(t.Context(), infra.RabbitMQConfig{
 		Dir: dir, User: user, Password: password, Kind: os.Getenv("SANDBOX_RABBITMQ"),
-		Say: func(text string) { t.Log(text) },
+		Say: func(text string) { t.Log(text) }, Metrics: true,
 	})
 	require.NoError(t, err)
 	t.Cleanup(r.Close)
@@ -76,6 +78,16 @@ func TestRabbitMQ(t *testing.T) {
 			confirm, err := ch.PublishWithDeferredConfirm("", "q", true, false, amqp.Publishing{DeliveryMode: amqp.Persistent})
 			require.NoError(t, err)
 			require.True(t, confirm.Wait())
+
+			require.Eventually(t, func() bool { // it counts every five seconds
+				response, err := http.Get(r.MetricsURL)
+				if err != nil {
+					return false
+				}
+				defer response.Body.Close()
+				metrics, err := io.ReadAll(response.Body)
+				return err == nil && strings.Contains(string(metrics), `rabbitmq_queue_messages_ready{vhost="/",queue="q"} 1`)
+			}, 20*time.Second, 20*time.Millisecond)
 
 			ends := []func(){r.Stop, r.Kill}
 			for _, end := range ends[:2*(1-i)] { // enough for one of the nodes

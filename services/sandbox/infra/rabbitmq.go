@@ -31,26 +31,30 @@ type RabbitMQConfig struct {
 	User, Password string       // the node's only login
 	Kind           string       // debian or docker; empty takes what the machine has
 	Say            func(string) // tells the user about what takes a while
+	Metrics        bool         // serve Prometheus's metrics, too
+
+	metricsPort int // 0 without them
 }
 
 // advanced is the node's configuration, as Erlang's terms.
-func (c RabbitMQConfig) advanced(listener string) []byte {
+func (c RabbitMQConfig) advanced(listener, metrics string) []byte {
 	// bytes as numbers, such as <<80,64,115>>: they need no escaping
 	text := func(s string) string {
 		return "<<" + strings.ReplaceAll(strings.Trim(fmt.Sprint([]byte(s)), "[]"), " ", ",") + ">>"
 	}
-	return fmt.Appendf(nil, "[{rabbit, [{tcp_listeners, [%s]}, {loopback_users, []}, {default_user, %s}, {default_pass, %s}]}].\n",
-		listener, text(c.User), text(c.Password))
+	return fmt.Appendf(nil, "[{rabbit, [{tcp_listeners, [%s]}, {loopback_users, []}, {default_user, %s}, {default_pass, %s}]}%s].\n",
+		listener, text(c.User), text(c.Password), metrics)
 }
 
 // RabbitMQ is a node of one's own.
 type RabbitMQ struct {
 	Host, Port string
+	MetricsURL string // when they were asked for
 
 	c       RabbitMQConfig
 	node    node
 	server  *process.Process // as started last
-	release func()           // gives the port back
+	release func()           // gives the ports back
 }
 
 // node is one way to run the server.
@@ -73,12 +77,22 @@ func StartRabbitMQ(ctx context.Context, c RabbitMQConfig) (*RabbitMQ, error) {
 	if err != nil {
 		return nil, err
 	}
+	r := &RabbitMQ{Host: "127.0.0.1", Port: strconv.Itoa(port), release: release}
+	if c.Metrics {
+		var releaseMetrics func()
+		if c.metricsPort, releaseMetrics, err = freeport.Reserve(); err != nil {
+			release()
+			return nil, err
+		}
+		r.release = func() { release(); releaseMetrics() }
+		r.MetricsURL = fmt.Sprintf("http://127.0.0.1:%d/metrics/per-object", c.metricsPort)
+	}
 	n, err := newNode(ctx, c, port)
 	if err != nil {
-		release()
+		r.release()
 		return nil, fmt.Errorf("RabbitMQ: %w", err)
 	}
-	r := &RabbitMQ{Host: "127.0.0.1", Port: strconv.Itoa(port), c: c, node: n, release: release}
+	r.c, r.node = c, n
 	if err := r.Start(ctx); err != nil {
 		r.Close()
 		return nil, err

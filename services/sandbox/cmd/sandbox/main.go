@@ -28,6 +28,7 @@ Environment:
                      MONGODB_PORT, MONGODB_USER, MONGODB_PASSWORD, …
   PROCESSING_TIME    and every other variable in the ScaledJob's manifest, except
                      those of the two servers: wins over the manifest's value
+  OTEL_…             OpenTelemetry's variables, for all programs
 
 Flags:
 `

@@ -39,6 +39,8 @@ type sandbox struct {
 	rabbitmq *infra.RabbitMQ
 	app      *process.Process
 	url      string // of complex-app
+	admin    string // where its metrics are
+	metrics  bool   // RabbitMQ serves its own, too, for which it takes longer to start
 	scaler   *scaler.Scaler
 	closers  []func()
 }
@@ -73,7 +75,7 @@ func (b *sandbox) startServers(ctx context.Context, user, password string) error
 	}
 	b.rabbitmq, err = infra.StartRabbitMQ(ctx, infra.RabbitMQConfig{
 		Dir: dir, User: user, Password: password, Kind: b.environ["SANDBOX_RABBITMQ"],
-		Say: func(text string) { b.say("%s", text) },
+		Say: func(text string) { b.say("%s", text) }, Metrics: b.metrics,
 	})
 	if err != nil {
 		return cause(ctx, err)
@@ -133,6 +135,11 @@ func (b *sandbox) startAll(ctx context.Context, log *slog.Logger) error {
 			b.env[k] = v
 		}
 	}
+	for k, v := range b.environ {
+		if strings.HasPrefix(k, "OTEL_") {
+			b.env[k] = v
+		}
+	}
 	if err := b.startApp(ctx, app, job.Env); err != nil {
 		return cause(ctx, err)
 	}
@@ -181,9 +188,15 @@ func (b *sandbox) startApp(ctx context.Context, program string, env map[string]s
 	env = maps.Clone(env)
 	maps.Copy(env, b.env)
 	env["HTTP_ADDR"] = b.addr
+	port, release, err := freeport.Reserve()
+	if err != nil {
+		return err
+	}
+	b.onClose(release)
+	b.admin = fmt.Sprintf("127.0.0.1:%d", port)
+	env["ADMIN_ADDR"] = b.admin
 	cmd := exec.Command(program)
 	cmd.Env = process.Env(env)
-	var err error
 	if b.app, err = process.Start(cmd, filepath.Join(b.dir, "complex-app.log")); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ func up(ctx context.Context, b *sandbox) error {
 	if b.addr == "" && freeport.Free(8080) {
 		b.addr = "127.0.0.1:8080"
 	}
+	b.metrics = true
 	if err := b.startAll(ctx, slog.New(slog.NewTextHandler(b.out, nil))); err != nil {
 		return err
 	}
@@ -22,8 +23,10 @@ Or try, in another terminal:
   curl -X POST '%[1]s/send?name=record1&content=content1'
   curl '%[1]s/data'
 
+Metrics: http://%[2]s/metrics and %[3]s
+
 Ctrl-C stops everything and leaves nothing behind.
-`, b.url)
+`, b.url, b.admin, b.rabbitmq.MetricsURL)
 	running := b.untilFailure(ctx)
 	<-running.Done()
 	if ctx.Err() == nil {
