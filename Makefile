@@ -43,8 +43,8 @@ cover: build ## the tests' coverage, as coverage.html
 .PHONY: lint
 lint: ## formatting, go vet, staticcheck, shellcheck
 	@unformatted=$$(gofmt -l services test); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
-	@for tags in '' e2e compose page; do go vet -tags "$$tags" work || exit 1; done
-	@for module in $(MODULES); do (cd $$module && go run $(STATICCHECK) -tags e2e,compose,page ./...) || exit 1; done
+	@for tags in '' e2e compose page observability; do go vet -tags "$$tags" work || exit 1; done
+	@for module in $(MODULES); do (cd $$module && go run $(STATICCHECK) -tags e2e,compose,page,observability ./...) || exit 1; done
 	@command -v shellcheck >/dev/null || { echo "install shellcheck (Debian: apt-get install shellcheck)"; exit 1; }
 	@shellcheck $(SCRIPTS)
 
@@ -72,6 +72,15 @@ e2e: ## the tutorial on the cluster of KUBECONFIG, with the registry REPO, LOGIN
 .PHONY: e2e-compose
 e2e-compose: ## the tutorial's five events with Docker Compose
 	@cd test && go test -tags compose -count=1 -timeout 30m -v ./compose
+
+.PHONY: test-observability
+test-observability: build ## alerts, dashboard and traces of the sandbox, in a real Prometheus and an OTLP receiver
+	@command -v prometheus promtool >/dev/null || [ -x bin/prometheus/usr/bin/promtool ] || { set -e; \
+		echo "taking prometheus and promtool out of Debian's package, into bin/prometheus"; \
+		rm -rf bin/prometheus && mkdir -p bin/prometheus && cd bin/prometheus; \
+		apt-get -qq download prometheus || { apt-get -qq update && apt-get -qq download prometheus; }; \
+		dpkg -x prometheus_*.deb . && rm prometheus_*.deb; }
+	@cd test && PATH="$$PATH:$(CURDIR)/bin/prometheus/usr/bin" go test -tags observability -count=1 -timeout 10m ./observability
 
 .PHONY: chaos
 chaos: build ## events while everything is killed, restarted and cut: SEED=1 EVENTS=2000 CLIENTS=16
