@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// collectTimeout bounds what a scrape waits for MongoDB.
+	// collectTimeout bounds what a scrape waits for MongoDB: Prometheus itself waits
+	// for ten seconds.
 	collectTimeout = 5 * time.Second
 	// overlap is how long a record may become visible after the time that the
 	// server has noted in it.
@@ -64,20 +65,14 @@ func AddRecords(r *metrics.Registry, s store, log *slog.Logger) {
 		if o.update(ctx) {
 			show(&hidden)
 		}
-	})
-	r.Func("gauge", "keda_p2_records", "Records that are not done: in work, to be tried again, or dead."+same, func(emit metrics.Emit) {
-		ctx, cancel := context.WithTimeout(context.Background(), collectTimeout)
-		defer cancel()
+		var now metrics.Registry
 		if n, err := s.Unfinished(ctx); err == nil {
-			emit(float64(n), string(records.Processing))
+			now.Gauge("keda_p2_records", "Records that are not done: in work, to be tried again, or dead."+same, "status").Add(float64(n), string(records.Processing))
 		}
-	}, "status")
-	r.Func("gauge", "keda_p2_newest_claimed_sent_timestamp_seconds", "When the newest event was sent that a Job has claimed: those that wait were sent later."+same, func(emit metrics.Emit) {
-		ctx, cancel := context.WithTimeout(context.Background(), collectTimeout)
-		defer cancel()
 		if sent, err := s.Newest(ctx); err == nil && !sent.IsZero() {
-			emit(float64(sent.UnixMilli()) / 1000)
+			now.Gauge("keda_p2_newest_claimed_sent_timestamp_seconds", "When the newest event was sent that a Job has claimed: those that wait were sent later."+same).Add(float64(sent.UnixMilli()) / 1000)
 		}
+		show(&now)
 	})
 }
 
