@@ -194,7 +194,7 @@ func value(b []byte, v attribute.Value) []byte {
 	case attribute.FLOAT64:
 		return protowire.AppendFixed64(protowire.AppendTag(b, 4, protowire.Fixed64Type), math.Float64bits(v.AsFloat64()))
 	default: // lists are not used here
-		return protowire.AppendString(protowire.AppendTag(b, 1, protowire.BytesType), valid(v.Emit()))
+		return protowire.AppendString(protowire.AppendTag(b, 1, protowire.BytesType), valid(v.String()))
 	}
 }
 
