@@ -17,9 +17,9 @@ import (
 
 	"keda-p2/services/complex-app/api"
 	"keda-p2/services/complex-app/live"
-	"keda-p2/services/complex-app/page"
 	"keda-p2/services/complex-app/metrics"
 	"keda-p2/services/complex-app/observe"
+	"keda-p2/services/complex-app/page"
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"

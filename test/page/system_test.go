@@ -82,6 +82,7 @@ func startSystem(t *testing.T, work time.Duration) *system {
 	maps.Copy(s.env, job.Env)
 	maps.Copy(s.env, servers)
 	s.env["HTTP_ADDR"] = fmt.Sprintf("127.0.0.1:%d", port)
+	s.env["ADMIN_ADDR"] = "127.0.0.1:0"
 	s.url = "http://" + s.env["HTTP_ADDR"]
 	s.startApp(t)
 	t.Cleanup(func() { s.app.Stop(grace) })
