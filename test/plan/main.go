@@ -55,7 +55,7 @@ const tooMany = 10_000_000
 func parse(args []string, out io.Writer) (settings, error) {
 	s := settings{during: 3600, work: spread{20, 20}}
 	s.strategy.Name, s.strategy.Target = "accurate", 1
-	s.poll, s.start, s.lag, s.end = 1, 1.1, 0.7, 2.6
+	s.poll, s.start, s.lag, s.end = 1, 1, 0.7, 2
 	flags := flag.NewFlagSet("plan", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.Float64Var(&s.rate, "rate", 0, "messages a second, arriving at random, for the time of -for")
@@ -67,9 +67,9 @@ func parse(args []string, out io.Writer) (settings, error) {
 	flags.Uint64Var(&s.seed, "seed", 1, "of the random arrivals and work")
 	flags.StringVar(&s.check, "check", "", "compare with the measurements in this `file`; of the other flags, only the cluster's count then")
 	flags.Var((*seconds)(&s.start), "start", "the cluster: from a Job's creation to its claim, when it starts alone")
-	flags.Float64Var(&s.starts, "starts", 4, "the cluster: how many pods it can start a second")
+	flags.Float64Var(&s.starts, "starts", 3, "the cluster: how many pods it can start, or clear away, a second")
 	flags.Var((*seconds)(&s.lag), "lag", "the cluster: until KEDA sees that a pod is ready or has ended")
-	flags.Var((*seconds)(&s.end), "end", "the cluster: from the acknowledgement until KEDA sees the Job as finished")
+	flags.Var((*seconds)(&s.end), "end", "the cluster: from the acknowledgement until KEDA sees the Job as finished, when it ends alone")
 	err := flags.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		flags.SetOutput(out)

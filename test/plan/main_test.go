@@ -129,7 +129,7 @@ func TestPlan(t *testing.T) {
 // The maxReplicaCount that is said to be enough must be, and one less must not.
 func TestNeeded(t *testing.T) {
 	t.Parallel()
-	for _, args := range []string{"-rate 0.5", "-rate 2 -work 5s-60s", "-rate 4 -work 1s", "-rate 0.01 -work 1m"} {
+	for _, args := range []string{"-rate 0.5", "-rate 2 -work 5s-60s", "-rate 2 -work 1s", "-rate 0.01 -work 1m"} {
 		s, err := parse(strings.Fields(args+cluster), nil)
 		require.NoError(t, err)
 		n := needed(s)

@@ -14,9 +14,9 @@ type system struct {
 	strategy scaler.Strategy
 	poll     float64 // between two of KEDA's looks at the queue
 	start    float64 // from a Job's creation to its claim, when it starts alone
-	starts   float64 // pods a second that the cluster can start
+	starts   float64 // pods a second that the cluster can start, or clear away
 	lag      float64 // until KEDA sees that a pod has claimed its message, or has ended
-	end      float64 // from the acknowledgement until KEDA sees the Job as finished
+	end      float64 // from the acknowledgement until KEDA sees the Job as finished, when it ends alone
 }
 
 // cluster describes what only a measurement can tell.
@@ -77,7 +77,7 @@ type simulation struct {
 	result
 	next, sent       int
 	running, pending int64
-	starter          float64 // when the cluster can start another pod
+	starter          float64 // when the cluster can start or clear away another pod
 	events           events
 }
 
@@ -114,6 +114,9 @@ func simulate(s system, l load, phase float64) result {
 			// finished, and KEDA starts one less for the messages that wait.
 			m.pending++
 			m.podSeconds += e.at - e.created
+			// what starts pods also clears them away
+			m.starter = max(m.starter, e.at) + 1/m.starts
+			m.add(m.starter+m.end-min(m.lag, m.end), jobFinished, e.created)
 		case jobFinished:
 			m.running--
 			m.pending--
@@ -150,7 +153,6 @@ func (m *simulation) take(job event) {
 	ended := done + min(m.lag, m.end)
 	m.add(min(job.at+m.lag, ended), podReady, job.created)
 	m.add(ended, podEnded, job.created)
-	m.add(done+m.end, jobFinished, job.created)
 }
 
 // deployment follows the same load through a Deployment's pods, which are there

@@ -13,8 +13,8 @@ func variants(jobs bool) []variant {
 		return append(all,
 			variant{name: "scale-in-at-once", hasty: true},
 			variant{name: "over-amqp", hasty: true, protocol: "amqp"},
-			variant{name: "short-grace", hasty: true, grace: 5 * time.Second, deaf: true},
-			variant{name: "short-grace-early-ack", hasty: true, grace: 5 * time.Second, deaf: true, early: true},
+			variant{name: "short-grace", hasty: true, protocol: "amqp", grace: 5 * time.Second, deaf: true},
+			variant{name: "short-grace-early-ack", hasty: true, protocol: "amqp", grace: 5 * time.Second, deaf: true, early: true},
 		)
 	}
 	for _, strategy := range []variant{
