@@ -90,7 +90,7 @@ chaos: build ## events while everything is killed, restarted and cut: SEED=1 EVE
 .PHONY: scaling
 scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts,… VARIANTS=… REPEAT=3 PICTURES=folder JSON=file BUDGET=1
 	@cd test && go run ./scaling $(if $(LOADS),-loads $(LOADS)) $(if $(VARIANTS),-variants $(VARIANTS)) $(if $(REPEAT),-repeat $(REPEAT)) \
-		$(if $(PICTURES),-pictures $(abspath $(PICTURES))) $(if $(JSON),-json $(abspath $(JSON))) $(if $(BUDGET),-budget)
+		$(if $(PICTURES),-pictures $(abspath $(PICTURES))) $(if $(JSON),-json $(abspath $(JSON))) $(if $(BUDGET),-budget) $(if $(COMPARE),-compare $(abspath $(COMPARE)))
 
 .PHONY: plan
 plan: ## predict waits, Jobs and cost: RATE=0.2 or BURSTS=5@0s,5@8s WORK=20s MAX=10 POLL=2 (docs/planning.md)

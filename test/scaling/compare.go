@@ -78,7 +78,7 @@ func drawPods(file, load string, all []summary) error {
 		fmt.Fprintf(&b, `<path d="M%.1f %.1fv%.1f" stroke="%s" stroke-width="2"/>`, x(s.Done), base, -unit*float64(most), starting)
 		fmt.Fprintf(&b, `<text x="%d" y="%.1f">%s: done after %.0f s, %d pods, %.0f pod-seconds`, left+4, base-float64(row)+title-4, s.Variant, s.Done, s.Pods, s.PodSeconds)
 		if s.Lost+s.Twice > 0 {
-			fmt.Fprintf(&b, `, %d messages lost, %d worked on twice`, s.Lost, s.Twice)
+			fmt.Fprintf(&b, `, %d not done, %d twice`, s.Lost, s.Twice)
 		}
 		b.WriteString("</text>\n")
 	}

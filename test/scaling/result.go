@@ -23,7 +23,7 @@ type result struct {
 	trace    *trace // may be nil
 }
 
-const header = `| variant | load | messages | Jobs or pods | empty | lost | twice | interrupted | last stored, s | all done, s | of ideal | wait: median, s | 95 % | max | pod-seconds |
+const header = `| variant | load | messages | Jobs or pods | empty | not done | twice | interrupted | last stored, s | all done, s | of ideal | wait: median, s | 95 % | max | pod-seconds |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |`
 
 // row is a line of a table in Markdown.
@@ -41,7 +41,7 @@ type summary struct {
 	Messages    int     `json:"messages"`
 	Pods        int     `json:"pods"`
 	Empty       int     `json:"empty"`       // Jobs that ended well without a message
-	Lost        int     `json:"lost"`        // messages without a finished record
+	Lost        int     `json:"lost"`        // messages without a finished record: lost, or dead letters
 	Twice       int     `json:"twice"`       // messages that were delivered more than once
 	Interrupted int     `json:"interrupted"` // pods that were told to stop while they had a message
 	Stored      float64 `json:"stored"`
