@@ -118,12 +118,17 @@ func TestMetricsAndHealthOnTheAdminPort(t *testing.T) {
 	require.NoError(t, stop())
 }
 
-func TestItStartsWithoutItsServersAndSaysWhatIsMissing(t *testing.T) {
-	t.Parallel()
+// withoutServers points to ports where nobody listens.
+func withoutServers() settings {
 	s := settings{ConfirmTimeout: time.Second, ShutdownTimeout: contracttest.Patience}
 	s.RabbitMQ.Host, s.RabbitMQ.Port, s.RabbitMQ.VHost, s.RabbitMQ.Queue = "127.0.0.1", "1", "/", "q"
 	s.MongoDB.Host, s.MongoDB.Port, s.MongoDB.DB, s.MongoDB.Collection = "127.0.0.1", "1", "db", "c"
-	address, stop := start(t, s)
+	return s
+}
+
+func TestItStartsWithoutItsServersAndSaysWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	address, stop := start(t, withoutServers())
 	response, err := http.Get(address + "/readyz")
 	require.NoError(t, err)
 	defer response.Body.Close()
@@ -189,10 +194,7 @@ func TestShutdownFinishesRequestsInFlight(t *testing.T) {
 // An open page is a request that never ends by itself.
 func TestShutdownEndsTheOpenPages(t *testing.T) {
 	t.Parallel()
-	s := settings{ConfirmTimeout: time.Second, ShutdownTimeout: contracttest.Patience}
-	s.RabbitMQ.Host, s.RabbitMQ.Port, s.RabbitMQ.VHost, s.RabbitMQ.Queue = "127.0.0.1", "1", "/", "q"
-	s.MongoDB.Host, s.MongoDB.Port, s.MongoDB.DB, s.MongoDB.Collection = "127.0.0.1", "1", "db", "c"
-	address, stop := start(t, s)
+	address, stop := start(t, withoutServers())
 	response, err := http.Get(address + "/events")
 	require.NoError(t, err)
 	defer response.Body.Close()

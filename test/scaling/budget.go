@@ -22,25 +22,22 @@ type trace struct {
 	wait sync.WaitGroup
 
 	mu   sync.Mutex
-	jobs map[string]*moments // by the Job's name
-	pods map[string]*moments // by the pod's
+	jobs map[string]moments // by the Job's name
+	pods map[string]moments // by the pod's
 }
 
 // moments are named after what was reached.
 type moments map[string]time.Time
 
-func (m *moments) set(name string, t time.Time) {
-	if *m == nil {
-		*m = moments{}
-	}
-	if _, known := (*m)[name]; !known {
-		(*m)[name] = t
+func (m moments) set(name string, t time.Time) {
+	if _, known := m[name]; !known {
+		m[name] = t
 	}
 }
 
 func (c *cluster) startTrace(ctx context.Context) (*trace, error) {
 	ctx, stop := context.WithCancel(ctx)
-	t := &trace{stop: stop, jobs: map[string]*moments{}, pods: map[string]*moments{}}
+	t := &trace{stop: stop, jobs: map[string]moments{}, pods: map[string]moments{}}
 	for kind, note := range map[string]func(watched, time.Time){"jobs": t.noteJob, "events": t.noteEvent} {
 		cmd := exec.CommandContext(ctx, "kubectl", "get", kind, "--watch-only", "--output", "json")
 		out, err := cmd.StdoutPipe()
@@ -75,9 +72,9 @@ type watched struct {
 	InvolvedObject struct{ Kind, Name string }
 }
 
-func of(all map[string]*moments, name string) *moments {
+func of(all map[string]moments, name string) moments {
 	if all[name] == nil {
-		all[name] = &moments{}
+		all[name] = moments{}
 	}
 	return all[name]
 }
@@ -148,11 +145,8 @@ func (r *result) printBudget(w io.Writer) {
 	took := make([][]time.Duration, len(parts))
 	for _, p := range r.pods {
 		job := p.name[:strings.LastIndex(p.name, "-")]
-		all := moments{}
-		for name, t := range *of(r.trace.pods, p.name) {
-			all[name] = t
-		}
-		all["job"], all["complete"] = (*of(r.trace.jobs, job))["created"], (*of(r.trace.jobs, job))["complete"]
+		all := of(r.trace.pods, p.name)
+		all["job"], all["complete"] = of(r.trace.jobs, job)["created"], of(r.trace.jobs, job)["complete"]
 		all["pod"], all["ready"], all["ended"] = p.seen, p.ready, p.ended
 		for _, record := range r.records {
 			if record.Job == p.name {

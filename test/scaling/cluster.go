@@ -44,11 +44,11 @@ type cluster struct {
 // pod is a Job's or the Deployment's. The times are those at which we were told,
 // but for that of its creation.
 type pod struct {
-	name                                 string
-	created, running, ready, told, ended time.Time
-	seen                                 time.Time // first
-	succeeded                            bool
-	interrupted                          bool // told to stop while it had a message
+	name                        string
+	created, ready, told, ended time.Time
+	seen                        time.Time // first
+	succeeded                   bool
+	interrupted                 bool // told to stop while it had a message
 }
 
 func connect(ctx context.Context) (*cluster, error) {
@@ -160,7 +160,7 @@ type podObject struct {
 		Phase             string
 		Conditions        []struct{ Type, Status string }
 		ContainerStatuses []struct {
-			State struct{ Running, Terminated *struct{} }
+			State struct{ Terminated *struct{} }
 		}
 	}
 }
@@ -182,7 +182,6 @@ func (c *cluster) note(e podEvent, now time.Time) (told bool) {
 	}
 	terminated := false
 	for _, s := range o.Status.ContainerStatuses {
-		set(&p.running, s.State.Running != nil)
 		terminated = terminated || s.State.Terminated != nil
 	}
 	for _, condition := range o.Status.Conditions {

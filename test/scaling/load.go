@@ -28,7 +28,6 @@ var loads = []load{
 	{name: "slow-bursts", work: 20 * time.Second, bursts: []burst{{0, 5}, {8 * time.Second, 5}, {16 * time.Second, 5}}, claimDelay: 12 * time.Second},
 	{name: "hundred", work: time.Second, bursts: []burst{{0, 100}}},
 	{name: "trickle", work: 20 * time.Second, bursts: every(3*time.Second, 40)},
-	{name: "seventy", work: 20 * time.Second, bursts: []burst{{0, 70}}},
 }
 
 // every sends n events, one at a time.
