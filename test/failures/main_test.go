@@ -119,49 +119,19 @@ func rabbitMQConfig(dir string) infra.RabbitMQConfig {
 // node is a RabbitMQ for one test alone, which may stop it and worse.
 type node struct {
 	*infra.RabbitMQ
-	dir   string
 	queue queue.Config
 }
 
 func startNode(t *testing.T) node {
 	t.Helper()
-	n := node{dir: t.TempDir()}
-	c := rabbitMQConfig(n.dir)
+	c := rabbitMQConfig(t.TempDir())
 	broker, err := infra.StartRabbitMQ(t.Context(), c)
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
-	n.RabbitMQ = broker
-	n.queue = queue.Config{
+	return node{broker, queue.Config{
 		Server: config.Server{Host: broker.Host, User: c.User, Password: c.Password},
 		Port:   broker.Port, VHost: "/", Queue: "task_queue",
-	}
-	return n
-}
-
-// ctl runs rabbitmqctl on the node.
-func (n node) ctl(t *testing.T, args ...string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "/usr/lib/rabbitmq/bin/rabbitmqctl", args...)
-	if environment := n.environment(); environment != nil {
-		cmd.Env = environment
-	} else {
-		cmd = exec.CommandContext(t.Context(), "docker", append([]string{"exec", "keda-p2-sandbox-" + n.Port, "rabbitmqctl"}, args...)...)
-	}
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-}
-
-// environment is the node's own, which says where rabbitmqctl finds it. It is
-// nil when the node runs in a container.
-func (n node) environment() []string {
-	processes, _ := filepath.Glob("/proc/[0-9]*/environ")
-	for _, path := range processes {
-		content, err := os.ReadFile(path)
-		if err == nil && containsEntry(content, "RABBITMQ_MNESIA_BASE="+filepath.Join(n.dir, "data")) {
-			return entries(content)
-		}
-	}
-	return nil
+	}}
 }
 
 // servers gives a test a queue and a collection of its own on the servers that

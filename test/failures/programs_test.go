@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -308,12 +307,6 @@ func requireDone(t *testing.T, db records.Config, job string, attempts int) {
 	require.Equal(t, attempts, found[0].Attempts)
 	require.False(t, found[0].FinishedAt.IsZero())
 }
-
-func containsEntry(environ []byte, entry string) bool {
-	return slices.Contains(entries(environ), entry)
-}
-
-func entries(environ []byte) []string { return strings.Split(string(environ), "\x00") }
 
 // dial opens a raw connection.
 func dial(t *testing.T, addr string) net.Conn {

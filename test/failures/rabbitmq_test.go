@@ -155,7 +155,7 @@ func TestRabbitMQAlarm(t *testing.T) {
 		{"disk", "set_disk_free_limit 1000000000000000", "set_disk_free_limit 1000000"},
 	} {
 		t.Run(alarm.name, func(t *testing.T) {
-			n.ctl(t, strings.Fields(alarm.on)...)
+			require.NoError(t, n.Ctl(t.Context(), strings.Fields(alarm.on)...))
 			// many at once and large ones, so that the socket's buffers are full
 			var wait sync.WaitGroup
 			var slowest longest
@@ -190,7 +190,7 @@ func TestRabbitMQAlarm(t *testing.T) {
 				return publisher.Ready() != nil && strings.Contains(publisher.Ready().Error(), "alarm")
 			}, "the publisher knows of the alarm")
 
-			n.ctl(t, strings.Fields(alarm.off)...)
+			require.NoError(t, n.Ctl(t.Context(), strings.Fields(alarm.off)...))
 			app.sendUntilAccepted(t, "after")
 			app.eventually(t, "/readyz", http.StatusOK)
 			eventually(t, func() bool { return publisher.Ready() == nil }, "the publisher is back")
@@ -463,7 +463,7 @@ func TestWrongCredentials(t *testing.T) {
 	require.Equal(t, 1, j.exit(t))
 	require.Contains(t, j.Tail(1), "username or password not allowed")
 
-	n.ctl(t, "change_password", right.User, n.queue.Password)
+	require.NoError(t, n.Ctl(t.Context(), "change_password", right.User, n.queue.Password))
 	app.eventually(t, "/readyz", http.StatusOK)
 	app.sendUntilAccepted(t, "the-event")
 	require.Zero(t, startJob(t, "job", n.queue, db).exit(t))

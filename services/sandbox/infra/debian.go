@@ -15,8 +15,11 @@ import (
 )
 
 // debianServer is the server itself. The one in the PATH changes to the user
-// rabbitmq and is meant for the system's node.
-const debianServer = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+// rabbitmq and is meant for the system's node, as is rabbitmqctl's.
+const (
+	debianServer = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+	debianCtl    = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+)
 
 // debianNode is a node of the installed RabbitMQ that shares nothing with any
 // other: not even epmd, where Erlang's nodes find each other.
@@ -123,6 +126,12 @@ func (n *debianNode) stop(server *process.Process, crash bool) {
 	} else {
 		server.Stop(stopGrace)
 	}
+}
+
+func (n *debianNode) ctl(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, debianCtl, args...)
+	cmd.Dir, cmd.Env = n.dir, process.Env(n.env)
+	return cmd
 }
 
 func (n *debianNode) close() {

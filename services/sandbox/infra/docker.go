@@ -86,6 +86,10 @@ func (n *dockerNode) stop(server *process.Process, crash bool) {
 	}
 }
 
+func (n *dockerNode) ctl(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, "docker", append([]string{"exec", n.name, "rabbitmqctl"}, args...)...)
+}
+
 func (n *dockerNode) close() {
 	_ = docker(context.Background(), "rm", "--force", "--volumes", n.name)
 	n.container.Stop(stopGrace)
