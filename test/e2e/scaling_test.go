@@ -34,11 +34,14 @@ func oneJobEach(t *testing.T, c cluster) {
 }
 
 func deploymentInstead(t *testing.T, c cluster) {
+	// else the HPA would know no number, and leave one pod to do it all
+	c.Run(t, "kubectl", "wait", "--for=condition=Available", "apiservice/v1beta1.external.metrics.k8s.io", "--timeout", "1m")
 	c.Run(t, "kubectl", "delete", "scaledjob", "processor-job")
 	c.Run(t, "kubectl", "apply", "-f", "deploy/scaledobject/")
 	c.Run(t, "kubectl", "wait", "--for=condition=Ready", "scaledobject/processor-scaledobject", "--timeout", "1m")
 	// it ends when there is no pod any more
 	r := c.measure(t, "-loads", "five")[0]
+	require.Greater(t, r.Pods, 1, "the HPA adds pods")
 	require.Zero(t, r.Lost)
 	require.Zero(t, r.Twice)
 	require.Equal(t, "0", c.Run(t, "kubectl", "get", "deployment", "processor", "-o", "jsonpath={.spec.replicas}"))
