@@ -34,6 +34,15 @@ test: build ## all tests on a real RabbitMQ and database; PKG=./services/… RUN
 	@[ -n "$(RACE)" ] || echo "no C compiler: testing without the race detector"
 	@bin/sandbox exec -- go test $(RACE) -run '$(RUN)' $(PKG)
 
+.PHONY: bench
+bench: build ## ratios to the raw clients; BENCH=send,data picks parts, ROUNDS=1 is short
+	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "installing Debian's package wrk, once" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk >/dev/null; } || \
+		{ echo "install wrk (Debian: apt-get install wrk)"; exit 1; }
+	@CGO_ENABLED=0 go build -trimpath -o bin/ ./test/bench ./test/bench/raw
+	@bin/sandbox exec -- bin/bench -only '$(BENCH)' -rounds $(or $(ROUNDS),5)
+
 .PHONY: cover
 cover: build ## the tests' coverage, as coverage.html
 	@bin/sandbox exec -- go test -coverpkg=work -coverprofile=coverage.out work

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -47,6 +48,11 @@ func main() {
 	if err := config.Load(&s); err != nil {
 		fmt.Fprintln(os.Stderr, "complex-app:", err)
 		os.Exit(1)
+	}
+	// The heap in use is a few megabytes: with Go's default the collector would run
+	// dozens of times a second under load. GOMEMLIMIT still holds.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
 	}
 	log := telemetry.NewLogger(os.Stdout, s.LogLevel, s.LogFormat)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -96,7 +102,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	dead := queue.DeadLetterQueue{Config: s.RabbitMQ}
 	view := live.New(publisher, &queue.Counter{Config: s.RabbitMQ, Name: "complex-app's page"}, store, dead, log)
 	defer view.Close() // before the connections are closed
-	handler := observe.HTTP(api.New(observed, store, dead, view, files, log), registry, tracing)
+	handler := api.New(ctx, observed, store, dead, view, files, log, observe.HTTP(registry, tracing))
 	stopAdmin, err := startAdmin(s.AdminAddr, registry, handler, log)
 	if err != nil {
 		return errors.Join(err, listener.Close())

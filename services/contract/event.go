@@ -75,31 +75,40 @@ var (
 	half = regexp.MustCompile(`(?i)\\ud[89a-f]`)
 )
 
-// Decode reads one valid event from JSON. It is strict, because whatever it
-// passed over would be lost without a word: an unknown field, a second value,
-// invalid UTF-8 or half a character is an ErrInvalid.
+// Decode reads one valid event from JSON, as Unmarshal does.
 func Decode(body []byte) (Event, error) {
-	// encoding/json would replace invalid UTF-8 silently
-	if !utf8.Valid(body) {
-		return Event{}, fmt.Errorf("%w: the JSON is not valid UTF-8", ErrInvalid)
-	}
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
 	var e Event
-	if err := dec.Decode(&e); err != nil {
-		return Event{}, fmt.Errorf("%w: %s", ErrInvalid, explain(err))
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return Event{}, fmt.Errorf("%w: there is more after the JSON object", ErrInvalid)
-	}
-	if half.Match(pair.ReplaceAll(body, []byte(" "))) {
-		return Event{}, fmt.Errorf(`%w: there is half a character, such as \ud83d without its other half`, ErrInvalid)
+	if err := Unmarshal(body, &e, "name and content"); err != nil {
+		return Event{}, err
 	}
 	return e, e.Validate()
 }
 
+// Unmarshal reads one JSON object into a struct whose fields are those named. It
+// is strict, because whatever it passed over would be lost without a word: an
+// unknown field, a second value, invalid UTF-8 or half a character is an
+// ErrInvalid.
+func Unmarshal(body []byte, into any, fields string) error {
+	// encoding/json would replace invalid UTF-8 silently
+	if !utf8.Valid(body) {
+		return fmt.Errorf("%w: the JSON is not valid UTF-8", ErrInvalid)
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return fmt.Errorf("%w: %s", ErrInvalid, explain(err, fields))
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return fmt.Errorf("%w: there is more after the JSON object", ErrInvalid)
+	}
+	if half.Match(pair.ReplaceAll(body, []byte(" "))) {
+		return fmt.Errorf(`%w: there is half a character, such as \ud83d without its other half`, ErrInvalid)
+	}
+	return nil
+}
+
 // explain puts a decoding error into words that name no Go type.
-func explain(err error) string {
+func explain(err error, fields string) string {
 	var wrongType *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &wrongType) && wrongType.Field != "":
@@ -110,7 +119,7 @@ func explain(err error) string {
 		return "the JSON ends too early"
 	}
 	if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		return fmt.Sprintf("unknown field %.80s; only name and content are allowed", field)
+		return fmt.Sprintf("unknown field %.80s; only %s are allowed", field, fields)
 	}
 	return "not JSON: " + err.Error()
 }

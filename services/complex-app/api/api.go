@@ -39,18 +39,22 @@ type api struct {
 	view      *live.View
 	files     map[string]page.File
 	log       *slog.Logger
+	stopping  <-chan struct{} // closed when long answers must come to their end
 }
 
-// New returns the handler of all routes. The files are the page's.
-func New(p publisher, s store, d deadLetters, v *live.View, files map[string]page.File, log *slog.Logger) chi.Router {
-	a := &api{publisher: p, store: s, dead: d, view: v, files: files, log: log}
+// New returns the handler of all routes. The files are the page's. When ctx ends,
+// the service is about to. Every request passes through what else is given to use.
+func New(ctx context.Context, p publisher, s store, d deadLetters, v *live.View, files map[string]page.File, log *slog.Logger, use ...func(http.Handler) http.Handler) chi.Router {
+	a := &api{publisher: p, store: s, dead: d, view: v, files: files, log: log, stopping: ctx.Done()}
 	r := chi.NewRouter()
+	r.Use(use...)
 	r.Get("/", a.handle(a.index))
 	r.Get("/page/{name}", a.handle(a.file))
 	r.Get("/events", a.handle(a.events))
 	r.Get("/status", a.handle(a.status))
 	r.Get("/openapi.yaml", a.handle(a.openAPI))
 	r.Post("/send", a.handle(a.send))
+	r.Post("/send/batch", a.handle(a.batch))
 	r.Get("/data", a.handle(a.data))
 	r.Get("/dead-letters", a.handle(a.listDead))
 	r.Post("/dead-letters/redrive", a.handle(a.redrive))

@@ -123,7 +123,7 @@ func serveView(t *testing.T, p *fakePublisher, s *fakeStore, d *fakeDeadLetters,
 	t.Helper()
 	files, err := page.Files()
 	require.NoError(t, err)
-	server := httptest.NewServer(api.New(p, s, d, v, files, slog.New(slog.DiscardHandler)))
+	server := httptest.NewServer(api.New(t.Context(), p, s, d, v, files, slog.New(slog.DiscardHandler)))
 	t.Cleanup(server.Close)
 	t.Cleanup(v.Close) // first, or the server would wait for those who watch
 	return server.URL
@@ -179,7 +179,7 @@ func requireProblem(t *testing.T, a answer, status int, detail string) map[strin
 
 func newHandler(p *fakePublisher, s *fakeStore) http.Handler {
 	d := &fakeDeadLetters{}
-	return api.New(p, s, d, newView(p, s, d), nil, slog.New(slog.DiscardHandler))
+	return api.New(context.Background(), p, s, d, newView(p, s, d), nil, slog.New(slog.DiscardHandler))
 }
 
 // do calls the handler without a socket, for input that no client would send.

@@ -2,6 +2,8 @@ package api_test
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -27,6 +29,19 @@ var load = sync.OnceValues(func() (routers.Router, error) {
 	if err != nil {
 		return nil, err
 	}
+	openapi3filter.RegisterBodyDecoder(ndjson, func(body io.Reader, _ http.Header, _ *openapi3.SchemaRef, _ openapi3filter.EncodingFn) (any, error) {
+		lines := []any{}
+		decoder := json.NewDecoder(body)
+		for {
+			var line any
+			if err := decoder.Decode(&line); errors.Is(err, io.EOF) {
+				return lines, nil
+			} else if err != nil {
+				return nil, err
+			}
+			lines = append(lines, line)
+		}
+	})
 	return legacy.NewRouter(doc) // which validates it
 })
 
@@ -48,7 +63,8 @@ func requireDescribed(t *testing.T, r *http.Request, body string, a answer) {
 		return
 	}
 	input := &openapi3filter.RequestValidationInput{Request: r, PathParams: parameters, QueryParams: r.URL.Query(), Route: route}
-	if a.status < http.StatusBadRequest {
+	// a batch is taken although lines of it are not described
+	if a.status < http.StatusBadRequest && route.Path != "/send/batch" {
 		require.NoError(t, openapi3filter.ValidateRequest(t.Context(), input), "this request is not described, and was taken")
 	}
 	require.NoError(t, openapi3filter.ValidateResponse(t.Context(), &openapi3filter.ResponseValidationInput{
@@ -76,7 +92,7 @@ func TestEveryRouteIsDescribed(t *testing.T) {
 			described = append(described, method+" "+path)
 		}
 	}
-	routes := api.New(nil, nil, nil, nil, nil, slog.New(slog.DiscardHandler))
+	routes := api.New(t.Context(), nil, nil, nil, nil, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, chi.Walk(routes, func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
 		served = append(served, method+" "+route)
 		return nil

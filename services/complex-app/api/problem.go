@@ -14,9 +14,10 @@ import (
 )
 
 var (
-	errNoSuchPath  = errors.New("there is nothing at this path; POST /send takes an event, GET /data answers with the records, /openapi.yaml describes all")
+	errNoSuchPath  = errors.New("there is nothing at this path; POST /send takes an event, POST /send/batch many, GET /data answers with the records, /openapi.yaml describes all")
 	errWrongMethod = errors.New("this path does not take this method; the Allow header names those that it takes")
 	errMediaType   = errors.New("the body must be application/json or application/x-www-form-urlencoded")
+	errBatchType   = errors.New("the body must be application/x-ndjson: one JSON object a line")
 	errStore       = errors.New("MongoDB is not available")
 )
 
@@ -65,7 +66,7 @@ func newProblem(err error) problem {
 		p.Status, p.Detail = http.StatusNotFound, err.Error()
 	case errors.Is(err, errWrongMethod):
 		p.Status, p.Detail = http.StatusMethodNotAllowed, err.Error()
-	case errors.Is(err, errMediaType):
+	case errors.Is(err, errMediaType), errors.Is(err, errBatchType):
 		p.Status, p.Detail = http.StatusUnsupportedMediaType, err.Error()
 	case errors.As(err, &missing):
 		p.Status, p.Detail, p.Missing = http.StatusServiceUnavailable, err.Error(), missing

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -43,7 +44,8 @@ func (a *api) send(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	message := contract.Message{Event: event, ID: id, SentAt: time.Now()}
-	if err := a.publisher.Publish(r.Context(), message); err != nil {
+	// RabbitMQ gets the event whether or not the client still waits for the answer
+	if err := a.publisher.Publish(context.WithoutCancel(r.Context()), message); err != nil {
 		return unsent{id, err}
 	}
 	a.view.Accepted(message)
@@ -56,6 +58,9 @@ func (a *api) send(w http.ResponseWriter, r *http.Request) error {
 func readEvent(w http.ResponseWriter, r *http.Request) (contract.Event, error) {
 	if len(r.URL.RawQuery) > maxRequestBytes {
 		return contract.Event{}, tooLarge()
+	}
+	if r.ContentLength == 0 {
+		return parseForm(r.URL.RawQuery)
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBytes))
 	if err == nil {
@@ -125,16 +130,27 @@ func parseParameters(encoded string, allowed ...string) (url.Values, error) {
 func messageID(r *http.Request) (string, error) {
 	keys := r.Header.Values("Idempotency-Key")
 	if len(keys) == 0 {
-		id, err := uuid.NewV7()
-		return id.String(), err
+		return newID()
 	}
 	key := keys[0]
 	if unquoted, ok := strings.CutPrefix(key, `"`); ok {
 		key = strings.TrimSuffix(unquoted, `"`)
 	}
-	unfit := func(c rune) bool { return c <= ' ' || c > '~' || c == '"' || c == '\\' }
-	if len(keys) > 1 || key == "" || len(key) > maxKeyBytes || strings.ContainsFunc(key, unfit) {
-		return "", badRequest(fmt.Sprintf("Idempotency-Key must be one value of 1 to %d visible ASCII characters without quotes and backslashes", maxKeyBytes))
+	if len(keys) > 1 || !fitID(key) {
+		return "", badRequest("Idempotency-Key " + idRule)
 	}
 	return key, nil
+}
+
+func newID() (string, error) {
+	id, err := uuid.NewV7()
+	return id.String(), err
+}
+
+// idRule says what fitID allows.
+var idRule = fmt.Sprintf("must be one value of 1 to %d visible ASCII characters without quotes and backslashes", maxKeyBytes)
+
+func fitID(id string) bool {
+	unfit := func(c rune) bool { return c <= ' ' || c > '~' || c == '"' || c == '\\' }
+	return id != "" && len(id) <= maxKeyBytes && !strings.ContainsFunc(id, unfit)
 }

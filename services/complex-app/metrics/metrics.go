@@ -7,6 +7,7 @@ package metrics
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -24,12 +25,13 @@ type family struct {
 	buckets          []float64 // of a histogram, ascending
 
 	mu      sync.Mutex
-	series  map[string]*series // by its labels as they are shown
+	series  map[string]*series // by the values of its labels
 	collect func(Emit)         // in place of the series
 	group   func(func(*Registry))
 }
 
 type series struct {
+	labels string // as they are shown
 	value  float64
 	counts []uint64 // in each bucket, and above the last
 	sum    float64
@@ -119,14 +121,18 @@ func (h Histogram) Observe(v float64, labelValues ...string) {
 }
 
 func (f *family) get(labelValues []string) *series {
-	key := f.show(labelValues)
-	s := f.series[key]
+	var buffer [128]byte // looking up what is there allocates nothing
+	key := buffer[:0]
+	for _, value := range labelValues {
+		key = append(append(key, value...), 0xff) // which no UTF-8 has
+	}
+	s := f.series[string(key)]
 	if s == nil {
-		s = &series{}
+		s = &series{labels: f.show(labelValues)}
 		if f.kind == "histogram" {
 			s.counts = make([]uint64, len(f.buckets)+1)
 		}
-		f.series[key] = s
+		f.series[string(key)] = s
 	}
 	return s
 }
@@ -135,7 +141,7 @@ func (f *family) get(labelValues []string) *series {
 // and is left out.
 func (f *family) show(values []string) string {
 	if len(values) != len(f.labels) {
-		panic(fmt.Sprintf("%s has the labels %q, not %q", f.name, f.labels, values))
+		panic(fmt.Sprintf("%s has the labels %q, not %q", f.name, f.labels, slices.Clone(values)))
 	}
 	var b strings.Builder
 	for i, value := range values {
@@ -189,13 +195,8 @@ func (f *family) write(b *bytes.Buffer) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	keys := make([]string, 0, len(f.series))
-	for key := range f.series {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	for _, key := range keys {
-		s := f.series[key]
+	for _, s := range slices.SortedFunc(maps.Values(f.series), func(a, b *series) int { return strings.Compare(a.labels, b.labels) }) {
+		key := s.labels
 		if f.kind != "histogram" {
 			line("", key, "", number(s.value))
 			continue

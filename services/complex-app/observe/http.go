@@ -4,7 +4,6 @@
 package observe
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"slices"
@@ -22,22 +21,19 @@ import (
 
 var errAborted = errors.New("the answer was cut off")
 
-// HTTP observes the requests to a chi router. Names are OpenTelemetry's of HTTP
-// servers, as Prometheus writes them. Their route is the router's pattern: there
-// are only so many of those, whatever paths clients think of.
-func HTTP(router http.Handler, r *metrics.Registry, t *telemetry.Tracing) http.Handler {
+// HTTP returns a middleware for a chi router that observes its requests. Names are
+// OpenTelemetry's of HTTP servers, as Prometheus writes them. Their route is the
+// router's pattern: there are only so many of those, whatever paths clients think of.
+func HTTP(r *metrics.Registry, t *telemetry.Tracing) func(http.Handler) http.Handler {
 	active := r.Gauge("http_server_active_requests", "Requests that are being answered.", "http_request_method")
 	duration := r.Histogram("http_server_request_duration_seconds", "How long requests took.",
 		[]float64{.005, .01, .025, .05, .075, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10},
 		"http_request_method", "http_route", "http_response_status_code", "error_type")
 	duration.Expect(http.MethodPost, "/send", strconv.Itoa(http.StatusAccepted), "")
-	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+	observe := func(w http.ResponseWriter, request *http.Request, next http.Handler) {
 		began, method := time.Now(), knownMethod(request.Method)
-		// chi uses the route context that it finds, so that the pattern can be read
-		// when it is done
-		route := chi.NewRouteContext()
-		ctx := context.WithValue(request.Context(), chi.RouteCtxKey, route)
-		ctx, end := startRequest(ctx, request, method, t)
+		route := chi.RouteContext(request.Context())
+		request, end := startRequest(request, method, t)
 		answer := &answer{ResponseWriter: w, status: http.StatusOK}
 		active.Add(1, method)
 		cutOff := true
@@ -55,9 +51,12 @@ func HTTP(router http.Handler, r *metrics.Registry, t *telemetry.Tracing) http.H
 			duration.Observe(time.Since(began).Seconds(), method, pattern(route), strconv.Itoa(answer.status), errorType)
 			end(route, answer.status, errorType, err)
 		}()
-		router.ServeHTTP(answer, request.WithContext(ctx))
+		next.ServeHTTP(answer, request)
 		cutOff = false
-	})
+	}
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) { observe(w, request, next) })
+	}
 }
 
 // pattern is empty where no route was found.
@@ -78,11 +77,11 @@ func knownMethod(method string) string {
 
 // startRequest begins the span of a request, under the caller's if it has one. The
 // probes and the page's endless streams would only be noise among the traces.
-func startRequest(ctx context.Context, r *http.Request, method string, t *telemetry.Tracing) (context.Context, func(*chi.Context, int, string, error)) {
+func startRequest(r *http.Request, method string, t *telemetry.Tracing) (*http.Request, func(*chi.Context, int, string, error)) {
 	if t == nil || r.URL.Path == "/healthz" || r.URL.Path == "/readyz" || r.URL.Path == "/events" {
-		return ctx, func(*chi.Context, int, string, error) {}
+		return r, func(*chi.Context, int, string, error) {}
 	}
-	ctx = telemetry.WithHeaders(ctx, r.Header.Get)
+	ctx := telemetry.WithHeaders(r.Context(), r.Header.Get)
 	ctx, end := t.Start(ctx, method, trace.SpanKindServer, trace.WithAttributes(
 		// no url.query: an event may stand there
 		attribute.String("http.request.method", method),
@@ -90,7 +89,7 @@ func startRequest(ctx context.Context, r *http.Request, method string, t *teleme
 		attribute.String("url.scheme", "http"),
 		attribute.String("user_agent.original", r.UserAgent()),
 	))
-	return ctx, func(route *chi.Context, status int, errorType string, err error) {
+	return r.WithContext(ctx), func(route *chi.Context, status int, errorType string, err error) {
 		span := trace.SpanFromContext(ctx)
 		if p := pattern(route); p != "" {
 			span.SetName(method + " " + p)

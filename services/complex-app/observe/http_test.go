@@ -35,9 +35,10 @@ func tracing(t *testing.T) (*telemetry.Tracing, *telemetrytest.Receiver) {
 	}, "complex-app", "1", slog.New(slog.DiscardHandler)), collector
 }
 
-func router(t *testing.T) chi.Router {
+func router(t *testing.T, registry *metrics.Registry, tracing *telemetry.Tracing) chi.Router {
 	t.Helper()
 	r := chi.NewRouter()
+	r.Use(observe.HTTP(registry, tracing))
 	r.Get("/things/{id}", func(w http.ResponseWriter, _ *http.Request) {
 		require.NoError(t, http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Minute)))
 		require.NoError(t, http.NewResponseController(w).Flush())
@@ -71,7 +72,7 @@ func call(t *testing.T, method, url string, header ...string) int {
 func TestRequestsByRoute(t *testing.T) {
 	t.Parallel()
 	registry := &metrics.Registry{}
-	server := httptest.NewServer(observe.HTTP(router(t), registry, nil))
+	server := httptest.NewServer(router(t, registry, nil))
 	t.Cleanup(server.Close)
 	require.Equal(t, 200, call(t, http.MethodGet, server.URL+"/things/1"))
 	require.Equal(t, 200, call(t, http.MethodGet, server.URL+"/things/2"))
@@ -99,7 +100,7 @@ func TestRequestsByRoute(t *testing.T) {
 func TestASpanForEachRequest(t *testing.T) {
 	t.Parallel()
 	tracing, collector := tracing(t)
-	server := httptest.NewServer(observe.HTTP(router(t), &metrics.Registry{}, tracing))
+	server := httptest.NewServer(router(t, &metrics.Registry{}, tracing))
 	t.Cleanup(server.Close)
 	call(t, http.MethodGet, server.URL+"/things/1?content=private", "traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 	call(t, http.MethodPost, server.URL+"/things/1")
@@ -122,9 +123,10 @@ func TestASpanForEachRequest(t *testing.T) {
 
 // What observing costs each request: without tracing, and with it.
 func BenchmarkHTTP(b *testing.B) {
-	plain := chi.NewRouter()
-	plain.Post("/send", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) })
-	run := func(name string, h http.Handler) {
+	run := func(name string, use ...func(http.Handler) http.Handler) {
+		h := chi.NewRouter()
+		h.Use(use...)
+		h.Post("/send", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) })
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
@@ -137,7 +139,7 @@ func BenchmarkHTTP(b *testing.B) {
 		return map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL}[name]
 	}, "s", "1", slog.New(slog.DiscardHandler))
 	b.Cleanup(tracing.Close)
-	run("plain", plain)
-	run("observed", observe.HTTP(plain, &metrics.Registry{}, nil))
-	run("traced", observe.HTTP(plain, &metrics.Registry{}, tracing))
+	run("plain")
+	run("observed", observe.HTTP(&metrics.Registry{}, nil))
+	run("traced", observe.HTTP(&metrics.Registry{}, tracing))
 }

@@ -24,10 +24,6 @@ type Publisher struct {
 	inFlight metrics.Gauge
 }
 
-// written is the key under which Publish's context has the time at which the
-// message was written.
-type written struct{}
-
 // NewPublisher puts itself around p, whose Run must not have been called yet.
 func NewPublisher(p *queue.Publisher, queueName string, r *metrics.Registry, t *telemetry.Tracing) *Publisher {
 	o := &Publisher{Publisher: p, queue: queueName, tracing: t,
@@ -44,44 +40,41 @@ func NewPublisher(p *queue.Publisher, queueName string, r *metrics.Registry, t *
 	returns := r.Counter("keda_p2_publish_returns_total", "Messages that RabbitMQ gave back because there was no queue for them.")
 	p.Hooks.Connected = func() { connects.Add(1) }
 	p.Hooks.Returned = func() { returns.Add(1) }
-	p.Hooks.Written = func(ctx context.Context) {
-		if at, ok := ctx.Value(written{}).(*time.Time); ok {
-			*at = time.Now()
-		}
-	}
 	return o
 }
 
 // Publish publishes, with the span's headers on the message.
-func (o *Publisher) Publish(ctx context.Context, m contract.Message) error {
-	ctx, end := o.tracing.Start(ctx, "send "+o.queue, trace.SpanKindProducer, trace.WithAttributes(
-		attribute.String("messaging.system", "rabbitmq"),
-		attribute.String("messaging.operation.name", "send"),
-		attribute.String("messaging.operation.type", "send"),
-		attribute.String("messaging.destination.name", o.queue),
-		attribute.String("messaging.message.id", m.ID),
-	))
+func (o *Publisher) Publish(ctx context.Context, m contract.Message) (err error) {
 	if o.tracing != nil {
+		var end func(error)
+		ctx, end = o.tracing.Start(ctx, "send "+o.queue, trace.SpanKindProducer, trace.WithAttributes(
+			attribute.String("messaging.system", "rabbitmq"),
+			attribute.String("messaging.operation.name", "send"),
+			attribute.String("messaging.operation.type", "send"),
+			attribute.String("messaging.destination.name", o.queue),
+			attribute.String("messaging.message.id", m.ID),
+		))
+		defer func() { end(err) }()
 		m.Trace = telemetry.Headers(ctx)
 	}
-	began, sent := time.Now(), time.Time{}
 	o.inFlight.Add(1)
-	err := o.Publisher.Publish(context.WithValue(ctx, written{}, &sent), m)
-	o.inFlight.Add(-1)
-
-	ended, failure := time.Now(), errorType(err)
-	publish := func(until time.Time, failure string) {
-		o.duration.Observe(until.Sub(began).Seconds(), "publish", "rabbitmq", o.queue, failure)
+	defer o.inFlight.Add(-1)
+	began := time.Now()
+	sent, err := o.Send(m)
+	written := time.Now()
+	o.observe("publish", began, written, err)
+	if err != nil {
+		return err
 	}
-	if sent.IsZero() {
-		publish(ended, failure)
-	} else {
-		publish(sent, "")
-		o.duration.Observe(ended.Sub(sent).Seconds(), "confirm", "rabbitmq", o.queue, failure)
-		o.tracing.Note(ctx, "confirm", trace.SpanKindInternal, sent, ended)
-	}
-	end(err)
+	err = sent.Wait(ctx)
+	confirmed := time.Now()
+	o.observe("confirm", written, confirmed, err)
+	o.tracing.Note(ctx, "confirm", trace.SpanKindInternal, written, confirmed)
 	return err
+}
+
+func (o *Publisher) observe(operation string, from, until time.Time, err error) {
+	o.duration.Observe(until.Sub(from).Seconds(), operation, "rabbitmq", o.queue, errorType(err))
 }
 
 func errorType(err error) string {

@@ -46,9 +46,8 @@ type Publisher struct {
 	// Hooks are called as these things happen, unless they are nil. Set them
 	// before Run.
 	Hooks struct {
-		Connected func()                // once more
-		Written   func(context.Context) // Publish, whose context this is, now waits for the confirm
-		Returned  func()                // a message that no queue took
+		Connected func() // once more
+		Returned  func() // a message that no queue took
 	}
 }
 
@@ -127,43 +126,66 @@ func (p *Publisher) usable() (*session, error) {
 // other outcome is an ErrUnavailable or, when the message may have arrived all
 // the same, an ErrUnconfirmed. It never takes much longer than the timeout.
 func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
-	body, err := m.Encode()
+	sent, err := p.Send(m)
 	if err != nil {
 		return err
 	}
+	return sent.Wait(ctx)
+}
+
+// Sent is a message on its way to RabbitMQ.
+type Sent struct {
+	publisher    *Publisher
+	session      *session
+	id           string
+	confirmation *amqp.DeferredConfirmation
+}
+
+// Send is the first half of Publish, and Wait the second. The errors are those of
+// Publish.
+func (p *Publisher) Send(m contract.Message) (Sent, error) {
+	body, err := m.Encode()
+	if err != nil {
+		return Sent{}, err
+	}
 	s, err := p.usable()
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return Sent{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.timeout)
-	defer cancel()
 	// mandatory: without it RabbitMQ confirms a message that no queue takes
 	confirmation, err := s.ch.PublishWithDeferredConfirm("", p.cfg.Queue, true, false, publishing(m, body))
 	if errors.Is(err, amqp.ErrClosed) {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return Sent{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
+		return Sent{}, fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
-	if p.Hooks.Written != nil {
-		p.Hooks.Written(ctx)
+	return Sent{p, s, m.ID, confirmation}, nil
+}
+
+// Wait waits for the confirm.
+func (w Sent) Wait(ctx context.Context) error {
+	timeout := time.NewTimer(w.publisher.timeout) // cheaper than a context of its own
+	defer timeout.Stop()
+	select {
+	case <-w.confirmation.Done():
+	case <-timeout.C:
+		return fmt.Errorf("%w within %s", ErrUnconfirmed, w.publisher.timeout)
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, context.Cause(ctx))
 	}
-	acked, err := confirmation.WaitContext(ctx)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
-	}
-	if !acked {
+	if !w.confirmation.Acked() {
 		// the library also resolves with false when the channel is closed
-		if s.ch.IsClosed() {
+		if w.session.ch.IsClosed() {
 			return fmt.Errorf("%w: the connection was lost", ErrUnconfirmed)
 		}
 		return fmt.Errorf("%w: it refused the message", ErrUnavailable)
 	}
-	if _, returned := s.returned.Load(m.ID); returned {
-		if p.Hooks.Returned != nil {
-			p.Hooks.Returned()
+	if _, returned := w.session.returned.Load(w.id); returned {
+		if w.publisher.Hooks.Returned != nil {
+			w.publisher.Hooks.Returned()
 		}
-		return fmt.Errorf("%w: the queue %s is gone and will be declared again", ErrUnavailable, p.cfg.Queue)
+		return fmt.Errorf("%w: the queue %s is gone and will be declared again", ErrUnavailable, w.publisher.cfg.Queue)
 	}
 	return nil
 }

@@ -86,7 +86,7 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 			}
 			// the library knows no context: closing the socket ends its handshake
 			stop = context.AfterFunc(ctx, func() { conn.Close() })
-			return boundedWrites{conn}, nil
+			return collect(conn), nil
 		},
 	})
 	if stop != nil && !stop() {
@@ -96,18 +96,6 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 		return nil, fmt.Errorf("RabbitMQ: %w", err)
 	}
 	return conn, nil
-}
-
-// boundedWrites makes a write fail when the peer has stopped reading. Without
-// it a publish would block for as long as a broker's alarm lasts, and with it
-// every goroutine that waits for the channel.
-type boundedWrites struct{ net.Conn }
-
-func (c boundedWrites) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return 0, err
-	}
-	return c.Conn.Write(b)
 }
 
 // declare makes the queue and its dead-letter queue unless they are there.

@@ -138,11 +138,12 @@ func TestPublishWithoutABroker(t *testing.T) {
 			t.Parallel()
 			c := queue.Config{VHost: "/", Queue: "q"}
 			c.User, c.Password = "user", "s3cret"
-			c.Host, c.Port, err = net.SplitHostPort(listener.Addr().String())
+			host, port, err := net.SplitHostPort(listener.Addr().String())
 			require.NoError(t, err)
+			c.Host, c.Port = host, port
 			p := queue.NewPublisher(c, "test", time.Minute, slog.New(slog.DiscardHandler))
 			run(t, p)
-			err := p.Publish(t.Context(), message("id"))
+			err = p.Publish(t.Context(), message("id"))
 			require.ErrorIs(t, err, queue.ErrUnavailable)
 			require.NotContains(t, err.Error(), c.Password)
 

@@ -27,8 +27,9 @@ const (
 	// has fallen silent would keep it waiting for minutes.
 	answerTimeout = 10 * time.Second
 	closeTimeout  = time.Second
-	// changedBatch bounds the memory that Changed takes: large records come a few
-	// megabytes at a time.
+	// listBatch and changedBatch bound the memory that List and Changed take: by
+	// default MongoDB sends up to 16 MB at a time.
+	listBatch    = 1000
 	changedBatch = 50
 )
 
@@ -291,6 +292,9 @@ func read(ctx context.Context, open func(context.Context) (*mongo.Cursor, error)
 			_ = cursor.Close(ctx) // without a server it is closed there already
 		}()
 		next := func() bool {
+			if cursor.RemainingBatchLength() > 0 {
+				return cursor.Next(ctx) // it is here already
+			}
 			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 			defer cancel()
 			return cursor.Next(ctx)
@@ -335,7 +339,8 @@ func (s *Store) find(ctx context.Context, q Query) (*mongo.Cursor, error) {
 	}
 	cursor, err := s.collection.Find(ctx, filter, options.Find().
 		SetSort(bson.D{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}).
-		SetLimit(q.Limit))
+		SetLimit(q.Limit).
+		SetBatchSize(listBatch))
 	if err != nil {
 		return nil, fmt.Errorf("find records: %w", err)
 	}

@@ -64,6 +64,9 @@ func Start(cmd *exec.Cmd, log string) (*Process, error) {
 // Err tells how the child ended: nil is exit code 0. Valid after Done.
 func (p *Process) Err() error { return p.err }
 
+// Pid is the child's number.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
 // Stop asks the child to end, kills it after the grace period, and returns when
 // it is gone.
 func (p *Process) Stop(grace time.Duration) {

@@ -1,0 +1,280 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"keda-p2/services/contract"
+	"keda-p2/services/contract/queue"
+)
+
+const (
+	batchType = "application/x-ndjson"
+	// batchInFlight is how many events of one request wait for their confirms at
+	// once: more make RabbitMQ hardly faster, and each takes memory.
+	batchInFlight = 256
+	// batchFlush is how long a result may wait for others, to be sent with them.
+	batchFlush = 10 * time.Millisecond
+)
+
+type (
+	// batchEvent is one line of the request.
+	batchEvent struct {
+		ID      *string `json:"id"` // as an Idempotency-Key; a new UUIDv7 without one
+		Name    string  `json:"name"`
+		Content string  `json:"content"`
+	}
+
+	// batchResult is one line of the answer. Its status is what POST /send would
+	// have answered.
+	batchResult struct {
+		Line   int    `json:"line"` // of the request, from 1
+		Status int    `json:"status"`
+		ID     string `json:"id,omitempty"`
+		Detail string `json:"detail,omitempty"`
+
+		reason error // for the log, when it is no mistake of the client's
+	}
+
+	// batchEnd is the last line of the answer. Where it is missing, the answer is
+	// not complete.
+	batchEnd struct {
+		Accepted int    `json:"accepted"`
+		Refused  int    `json:"refused"`
+		Detail   string `json:"detail,omitempty"` // why the rest of the body was not looked at
+	}
+)
+
+// batch publishes many events: POST /send/batch with a JSON object on each line,
+// {"name":…,"content":…} and an "id" if the client wants to choose it. The answer
+// has a line for each event as soon as its fate is known, in any order. A line that
+// is wrong spoils no other. Memory does not grow with the body.
+func (a *api) batch(w http.ResponseWriter, r *http.Request) error {
+	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != batchType {
+		return errBatchType
+	}
+	if err := a.publisher.Ready(); err != nil {
+		return fmt.Errorf("%w: %w", queue.ErrUnavailable, err)
+	}
+	// Else net/http would swallow the rest of the body before the first result.
+	// Not every ResponseWriter can do that: tests' cannot.
+	_ = http.NewResponseController(w).EnableFullDuplex()
+	w.Header().Set("Content-Type", batchType)
+
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	results := make(chan batchResult, batchInFlight)
+	answer, answered := &batchAnswer{w: w}, make(chan struct{})
+	go func() { defer close(answered); answer.write(results, cancel) }()
+	inFlight := errgroup.Group{}
+	inFlight.SetLimit(batchInFlight)
+	reader := bufio.NewReaderSize(slowBody{w, r.Body}, maxRequestBytes)
+	line, err := 1, error(nil)
+	for ; ctx.Err() == nil && !a.stops(); line++ {
+		var content []byte
+		content, err = readLine(reader)
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			break
+		}
+		if err == nil && len(bytes.TrimSpace(content)) == 0 {
+			continue // such as one more at the end
+		}
+		n, tooLong, content := line, err != nil, bytes.Clone(content) // the reader uses its own again
+		inFlight.Go(func() error {
+			results <- a.sendLine(ctx, n, content, tooLong)
+			return nil
+		})
+	}
+	_ = inFlight.Wait() // a result is never an error
+	close(results)
+	<-answered
+	if answer.failed > 0 && r.Context().Err() == nil {
+		a.log.ErrorContext(r.Context(), "events of a batch were not accepted", "path", r.URL.Path, "events", answer.failed, "reason", answer.reason)
+	}
+	answer.end(a.unread(err, line))
+	return nil
+}
+
+// stops says whether the service is about to.
+func (a *api) stops() bool {
+	select {
+	case <-a.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// unread tells why a batch ended before its body did, at this line.
+func (a *api) unread(err error, line int) string {
+	reason := "the body could not be read to its end"
+	switch {
+	case errors.Is(err, io.EOF):
+		return ""
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		reason = fmt.Sprintf("nothing came for %s", readTimeout)
+	case a.stops():
+		reason = "the service is shutting down"
+	}
+	return fmt.Sprintf("%s; what begins with line %d was not looked at, send it again", reason, line)
+}
+
+// readLine returns the next line, which is the reader's own until the next call.
+// A bufio.ErrBufferFull is a line that is too long: all of it has been read. What
+// an error cuts off is no line.
+func readLine(r *bufio.Reader) ([]byte, error) {
+	line, err := r.ReadSlice('\n')
+	if errors.Is(err, io.EOF) && len(line) > 0 {
+		return line, nil // the last one need not end in a newline
+	}
+	if !errors.Is(err, bufio.ErrBufferFull) {
+		return line, err
+	}
+	for errors.Is(err, bufio.ErrBufferFull) {
+		_, err = r.ReadSlice('\n')
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return nil, bufio.ErrBufferFull
+}
+
+// slowBody bounds the wait for each piece of a body, and not for all of it.
+type slowBody struct {
+	w    http.ResponseWriter
+	body io.Reader
+}
+
+func (b slowBody) Read(p []byte) (int, error) {
+	rc := http.NewResponseController(b.w)
+	_ = rc.SetReadDeadline(time.Now().Add(readTimeout))
+	n, err := b.body.Read(p)
+	if err != nil {
+		// it would end the wait for the confirms
+		_ = rc.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}
+
+// sendLine publishes the event of one line.
+func (a *api) sendLine(ctx context.Context, line int, content []byte, tooLong bool) batchResult {
+	message, err := readBatchEvent(content, tooLong)
+	if err == nil {
+		if err = a.publisher.Publish(ctx, message); err == nil {
+			a.view.Accepted(message)
+			return batchResult{Line: line, Status: http.StatusAccepted, ID: message.ID}
+		}
+		err = unsent{message.ID, err}
+	}
+	p := newProblem(err)
+	result := batchResult{Line: line, Status: p.Status, ID: p.ID, Detail: p.Detail}
+	if p.Status >= http.StatusInternalServerError {
+		result.reason = err
+	}
+	return result
+}
+
+func readBatchEvent(content []byte, tooLong bool) (contract.Message, error) {
+	if tooLong {
+		return contract.Message{}, tooLarge()
+	}
+	var e batchEvent
+	if err := contract.Unmarshal(content, &e, "id, name and content"); err != nil {
+		return contract.Message{}, err
+	}
+	m := contract.Message{Event: contract.Event{Name: e.Name, Content: e.Content}, SentAt: time.Now()}
+	if err := m.Validate(); err != nil {
+		return m, err
+	}
+	if e.ID == nil {
+		var err error
+		m.ID, err = newID()
+		return m, err
+	}
+	if m.ID = *e.ID; !fitID(m.ID) {
+		return m, badRequest("id " + idRule)
+	}
+	return m, nil
+}
+
+// batchAnswer writes results as lines of JSON.
+type batchAnswer struct {
+	w      http.ResponseWriter
+	out    bytes.Buffer
+	counts batchEnd
+	failed int   // results that are no mistake of the client's
+	reason error // of the last of them
+	gone   error // why nothing can be written any more
+}
+
+// write takes results until there are no more, also when nobody reads them any
+// more: their senders must not wait for ever. Then it calls lost.
+func (b *batchAnswer) write(results <-chan batchResult, lost func()) {
+	encoder := json.NewEncoder(&b.out)
+	encoder.SetEscapeHTML(false)
+	ticker := time.NewTicker(batchFlush)
+	defer ticker.Stop()
+	for {
+		select {
+		case result, ok := <-results:
+			if !ok {
+				return
+			}
+			b.count(result)
+			if b.gone == nil {
+				b.gone = encoder.Encode(result)
+			}
+			if b.out.Len() < flushBytes {
+				continue
+			}
+		case <-ticker.C:
+		}
+		if b.flush(); b.gone != nil {
+			lost()
+		}
+	}
+}
+
+func (b *batchAnswer) count(r batchResult) {
+	if r.Status == http.StatusAccepted {
+		b.counts.Accepted++
+	} else {
+		b.counts.Refused++
+	}
+	if r.reason != nil {
+		b.failed, b.reason = b.failed+1, r.reason
+	}
+}
+
+// flush sends what there is to the client.
+func (b *batchAnswer) flush() {
+	if b.gone != nil || b.out.Len() == 0 {
+		return
+	}
+	rc := http.NewResponseController(b.w)
+	_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // as in data
+	if _, b.gone = b.w.Write(b.out.Bytes()); b.gone == nil {
+		b.gone = rc.Flush()
+	}
+	b.out.Reset()
+}
+
+// end writes the last line.
+func (b *batchAnswer) end(detail string) {
+	b.counts.Detail = detail
+	if b.gone == nil {
+		b.gone = json.NewEncoder(&b.out).Encode(b.counts)
+	}
+	b.flush()
+}
