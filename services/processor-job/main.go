@@ -66,19 +66,24 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
+	closed := make(chan struct{})
+	closeStore := func() {
+		defer close(closed)
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		_ = store.Close(ctx) // nothing is in flight any more
-	}()
+	}
+	defer func() { <-closed }()
 
 	consumer, err := connect(ctx, s, store, log)
 	if err != nil {
+		closeStore()
 		return err
 	}
 	// The process must not end, nor call itself successful, before RabbitMQ has
 	// the acknowledgement.
 	defer func() {
+		go closeStore() // at the same time
 		if closing := consumer.Close(); closing != nil && err == nil {
 			err = fmt.Errorf("close the connection to RabbitMQ: %w", closing)
 		}

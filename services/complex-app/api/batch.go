@@ -26,6 +26,8 @@ const (
 	batchInFlight = 256
 	// batchFlush is how long a result may wait for others, to be sent with them.
 	batchFlush = 10 * time.Millisecond
+	// batchLinger is how long a client may go on sending after the end of the answer.
+	batchLinger = 5 * time.Second
 )
 
 type (
@@ -80,11 +82,14 @@ func (a *api) batch(w http.ResponseWriter, r *http.Request) error {
 	inFlight := errgroup.Group{}
 	inFlight.SetLimit(batchInFlight)
 	reader := bufio.NewReaderSize(slowBody{w, r.Body}, maxRequestBytes)
-	line, err := 1, error(nil)
-	for ; ctx.Err() == nil && !a.stops(); line++ {
-		var content []byte
-		content, err = readLine(reader)
+	line, unread := 1, ""
+	for ; ctx.Err() == nil; line++ {
+		if unread = a.stops(); unread != "" {
+			break
+		}
+		content, err := readLine(reader)
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			unread = cutOff(err)
 			break
 		}
 		if err == nil && len(bytes.TrimSpace(content)) == 0 {
@@ -102,32 +107,42 @@ func (a *api) batch(w http.ResponseWriter, r *http.Request) error {
 	if answer.failed > 0 && r.Context().Err() == nil {
 		a.log.ErrorContext(r.Context(), "events of a batch were not accepted", "path", r.URL.Path, "events", answer.failed, "reason", answer.reason)
 	}
-	answer.end(a.unread(err, line))
+	if unread != "" {
+		unread += fmt.Sprintf("; what begins with line %d was not looked at, send it again", line)
+	}
+	answer.end(unread)
+	if unread != "" {
+		// a connection that is closed at once may take the end of the answer with it
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(batchLinger))
+		_, _ = io.Copy(io.Discard, r.Body)
+	}
 	return nil
 }
 
-// stops says whether the service is about to.
-func (a *api) stops() bool {
+// stops tells why no more lines are taken, or nothing. Without RabbitMQ each of them
+// would only be refused.
+func (a *api) stops() string {
 	select {
 	case <-a.stopping:
-		return true
+		return "the service is shutting down"
 	default:
-		return false
 	}
+	if a.publisher.Ready() != nil {
+		return "RabbitMQ is not available"
+	}
+	return ""
 }
 
-// unread tells why a batch ended before its body did, at this line.
-func (a *api) unread(err error, line int) string {
-	reason := "the body could not be read to its end"
+// cutOff tells why a body ended, or nothing when that is its end.
+func cutOff(err error) string {
 	switch {
 	case errors.Is(err, io.EOF):
 		return ""
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		reason = fmt.Sprintf("nothing came for %s", readTimeout)
-	case a.stops():
-		reason = "the service is shutting down"
+		return fmt.Sprintf("nothing came for %s", readTimeout)
+	default:
+		return "the body could not be read to its end"
 	}
-	return fmt.Sprintf("%s; what begins with line %d was not looked at, send it again", reason, line)
 }
 
 // readLine returns the next line, which is the reader's own until the next call.

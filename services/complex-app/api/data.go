@@ -16,7 +16,7 @@ const (
 	// writeTimeout bounds each write to a client that reads slowly.
 	writeTimeout = 30 * time.Second
 	// flushBytes is how much of the answer is collected before it is written.
-	flushBytes = 32 << 10
+	flushBytes = 64 << 10
 )
 
 // data answers with the records as a JSON array, in the order in which they
@@ -27,19 +27,20 @@ func (a *api) data(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	out := bytes.NewBufferString("[")
-	encoder := json.NewEncoder(out)
-	encoder.SetEscapeHTML(false)
-	started, first := false, true
+	out := []byte("[")
+	started := false
 	flush := func() error {
 		if !started {
 			w.Header().Set("Content-Type", "application/json")
-			started = true
 		}
+		rc := http.NewResponseController(w)
 		// not every ResponseWriter can do that: tests' cannot
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
-		_, err := w.Write(out.Bytes())
-		out.Reset()
+		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+		_, err := w.Write(out)
+		if err == nil && !started {
+			_ = rc.Flush() // the client sees the first record at once
+		}
+		started, out = true, out[:0]
 		return err
 	}
 	for record, err := range a.store.List(r.Context(), query) {
@@ -51,22 +52,64 @@ func (a *api) data(w http.ResponseWriter, r *http.Request) error {
 		case err != nil:
 			a.abort(r, err)
 		}
-		if !first {
-			out.WriteByte(',')
+		if started {
+			out = append(out, ",\n"...)
 		}
-		first = false
-		if err := encoder.Encode(record); err != nil {
+		if out, err = appendRecord(out, record); err != nil {
 			a.abort(r, err)
 		}
-		if out.Len() >= flushBytes {
+		if !started || len(out) >= flushBytes {
 			if flush() != nil {
 				return nil // the client is gone
 			}
 		}
 	}
-	out.WriteString("]\n")
+	out = append(out, "]\n"...)
 	_ = flush() // fails only when the client is gone
 	return nil
+}
+
+// appendRecord appends what json.Marshal makes of a record, in a fifth of the time:
+// see docs/benchmarks.md.
+func appendRecord(b []byte, r records.Record) ([]byte, error) {
+	var err error
+	field := func(name, value string) {
+		b = append(append(append(b, `,"`...), name...), `":`...)
+		if err == nil {
+			b, err = appendString(b, value)
+		}
+	}
+	date := func(name string, at time.Time) {
+		if name == "storedAt" || !at.IsZero() {
+			b = append(append(append(b, `,"`...), name...), `":"`...)
+			b = append(at.AppendFormat(b, time.RFC3339Nano), '"')
+		}
+	}
+	b = append(b, `{"id":`...)
+	b, err = appendString(b, r.ID)
+	field("name", r.Name)
+	field("content", r.Content)
+	field("status", string(r.Status))
+	field("job", r.Job)
+	b = strconv.AppendInt(append(b, `,"attempts":`...), int64(r.Attempts), 10)
+	date("sentAt", r.SentAt)
+	date("storedAt", r.StoredAt)
+	date("finishedAt", r.FinishedAt)
+	return append(b, '}'), err
+}
+
+// appendString leaves to encoding/json whatever is not plain ASCII.
+func appendString(b []byte, s string) ([]byte, error) {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			var out bytes.Buffer
+			encoder := json.NewEncoder(&out)
+			encoder.SetEscapeHTML(false)
+			err := encoder.Encode(s)
+			return append(b, bytes.TrimSuffix(out.Bytes(), []byte("\n"))...), err
+		}
+	}
+	return append(append(append(b, '"'), s...), '"'), nil
 }
 
 // abort ends an answer that has begun and cannot be completed. The connection

@@ -41,6 +41,21 @@ func TestData(t *testing.T) {
 	require.Contains(t, a.body, "<имя>", "not escaped for a browser")
 }
 
+// The answer is what encoding/json makes of the records.
+func TestDataIsJSON(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 11, 1, 12, 0, 0, 5e6, time.UTC)
+	s := &fakeStore{}
+	for _, text := range []string{"", "plain", `"quoted" \ back`, "tab\t nul\x00 del\x7f", "имя 名前 🎬", "<b>&amp;</b>", "\u2028", "bad \xff"} {
+		s.records = append(s.records, records.Record{ID: text, Name: text, Content: text, Status: records.Done, Job: text, Attempts: 7, SentAt: at, StoredAt: at, FinishedAt: at.Add(time.Microsecond)})
+	}
+	s.records = append(s.records, records.Record{Status: records.Processing})
+	a := request(t, http.MethodGet, serve(t, &fakePublisher{}, s)+"/data", "", "")
+	want, err := json.Marshal(s.records)
+	require.NoError(t, err)
+	require.JSONEq(t, string(want), a.body)
+}
+
 func TestDataQuery(t *testing.T) {
 	t.Parallel()
 	s := &fakeStore{}

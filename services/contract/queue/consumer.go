@@ -67,13 +67,7 @@ func Connect(ctx context.Context, c Config, name string) (*Consumer, error) {
 	// the calls below know no context: closing the connection ends them
 	stop := context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })
 	defer stop()
-	ch, err := conn.Channel()
-	if err == nil {
-		err = declare(ch, c)
-	}
-	if err == nil {
-		err = ch.Confirm(false)
-	}
+	ch, err := openChannel(conn, c)
 	if err != nil {
 		_ = conn.CloseDeadline(time.Now().Add(closeTimeout))
 		return nil, err

@@ -56,10 +56,7 @@ func (c *Counter) connect(ctx context.Context) error {
 	}
 	c.conn = conn
 	defer c.endWith(ctx)()
-	if c.ch, err = conn.Channel(); err == nil {
-		err = declare(c.ch, c.Config)
-	}
-	if err != nil {
+	if c.ch, err = openChannel(conn, c.Config); err != nil {
 		c.Close()
 	}
 	return err

@@ -221,14 +221,8 @@ func (p *Publisher) open(ctx context.Context) (*session, error) {
 // prepare opens the channel and starts the goroutines that watch it. They end
 // when the library closes their Go channels, which it does with the connection.
 func (s *session) prepare(c Config) error {
-	ch, err := s.conn.Channel()
+	ch, err := openChannel(s.conn, c)
 	if err != nil {
-		return err
-	}
-	if err := declare(ch, c); err != nil {
-		return err
-	}
-	if err := ch.Confirm(false); err != nil {
 		return err
 	}
 	s.ch = ch

@@ -98,9 +98,14 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 	return conn, nil
 }
 
-// declare makes the queue and its dead-letter queue unless they are there.
-// Whichever service comes first does it, with the same arguments.
-func declare(ch *amqp.Channel, c Config) error {
+// openChannel opens a channel in confirm mode, on which the queue and its
+// dead-letter queue have been made unless they were there. Whichever service comes
+// first does it, with the same arguments.
+func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
+	ch, err := conn.Channel()
+	if err != nil {
+		return nil, err
+	}
 	dead := amqp.Table{
 		amqp.QueueTypeArg: amqp.QueueTypeQuorum,
 		// Whoever looks at a dead letter and gives it back counts as a delivery,
@@ -108,10 +113,7 @@ func declare(ch *amqp.Channel, c Config) error {
 		// 3.10 that drops the message at once: a limit that is never reached.
 		"x-delivery-limit": 1_000_000_000,
 	}
-	if err := declareOne(ch, c.DeadQueue(), dead); err != nil {
-		return err
-	}
-	return declareOne(ch, c.Queue, amqp.Table{
+	main := amqp.Table{
 		amqp.QueueTypeArg: amqp.QueueTypeQuorum,
 		// a limit of n means n redeliveries
 		"x-delivery-limit":          MaxAttempts - 1,
@@ -121,17 +123,22 @@ func declare(ch *amqp.Channel, c Config) error {
 		// it. RabbitMQ asks for reject-publish with that.
 		"x-dead-letter-strategy": "at-least-once",
 		amqp.QueueOverflowArg:    amqp.QueueOverflowRejectPublish,
-	})
-}
-
-func declareOne(ch *amqp.Channel, name string, args amqp.Table) error {
-	_, err := ch.QueueDeclare(name, true, false, false, false, args)
+	}
+	// Without waiting for their answers, which saves each Job two round trips: the
+	// last one fails when one of them has.
+	_, err = ch.QueueDeclare(c.DeadQueue(), true, false, false, true, dead)
+	if err == nil {
+		_, err = ch.QueueDeclare(c.Queue, true, false, false, true, main)
+	}
+	if err == nil {
+		err = ch.Confirm(false)
+	}
 	var refused *amqp.Error
 	if errors.As(err, &refused) && refused.Code == amqp.PreconditionFailed {
-		return fmt.Errorf("%w: RabbitMQ says %q; empty and delete the queue %s, or set RABBITMQ_QUEUE to another name", ErrTopology, refused.Reason, name)
+		return nil, fmt.Errorf("%w: RabbitMQ says %q; empty and delete that queue, or set RABBITMQ_QUEUE to another name", ErrTopology, refused.Reason)
 	}
 	if err != nil {
-		return fmt.Errorf("declare queue %s: %w", name, err)
+		return nil, fmt.Errorf("declare the queues: %w", err)
 	}
-	return nil
+	return ch, nil
 }

@@ -31,6 +31,8 @@ const (
 	// default MongoDB sends up to 16 MB at a time.
 	listBatch    = 1000
 	changedBatch = 50
+	// chunkBytes is how much is decoded ahead.
+	chunkBytes = 64 << 10
 )
 
 var (
@@ -242,7 +244,8 @@ type Query struct {
 }
 
 // List yields the matching records in the order in which they were stored, as
-// MongoDB delivers them. After an error it yields nothing more.
+// MongoDB delivers them, without their runs and changes. After an error it yields
+// nothing more.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[Record, error] {
 	return read(ctx, func(ctx context.Context) (*mongo.Cursor, error) { return s.find(ctx, q) })
 }
@@ -276,42 +279,96 @@ func (s *Store) Count(ctx context.Context) (int64, error) {
 	return n, nil
 }
 
-// read yields what the cursor that open returns delivers.
+// chunk is some records, and the error that came after them.
+type chunk struct {
+	records []Record
+	err     error
+}
+
+// read yields what the cursor that open returns delivers. It reads ahead: while the
+// caller works on some records, the next ones are fetched and decoded.
 func read(ctx context.Context, open func(context.Context) (*mongo.Cursor, error)) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		limited, cancel := context.WithTimeout(ctx, answerTimeout)
-		cursor, err := open(limited)
-		cancel()
-		if err != nil {
-			yield(Record{}, err)
-			return
-		}
-		defer func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-			defer cancel()
-			_ = cursor.Close(ctx) // without a server it is closed there already
+		reading, cancel := context.WithCancel(ctx)
+		chunks := make(chan chunk)
+		go func() {
+			defer close(chunks)
+			if err := readChunks(reading, open, chunks); err != nil {
+				send(reading, chunks, chunk{err: err})
+			}
 		}()
-		next := func() bool {
-			if cursor.RemainingBatchLength() > 0 {
-				return cursor.Next(ctx) // it is here already
+		defer func() {
+			cancel()
+			for range chunks { // until the cursor is closed
 			}
-			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-			defer cancel()
-			return cursor.Next(ctx)
-		}
-		for next() {
-			var r Record
-			if err := cursor.Decode(&r); err != nil {
-				yield(Record{}, fmt.Errorf("decode a record: %w", err))
+		}()
+		for c := range chunks {
+			for _, r := range c.records {
+				if !yield(r, nil) {
+					return
+				}
+			}
+			if c.err != nil {
+				yield(Record{}, c.err)
 				return
 			}
-			if !yield(r, nil) {
-				return
+		}
+		if ctx.Err() != nil { // the rest would look like none
+			yield(Record{}, fmt.Errorf("read records: %w", context.Cause(ctx)))
+		}
+	}
+}
+
+func readChunks(ctx context.Context, open func(context.Context) (*mongo.Cursor, error), chunks chan<- chunk) error {
+	limited, cancel := context.WithTimeout(ctx, answerTimeout)
+	cursor, err := open(limited)
+	cancel()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		_ = cursor.Close(ctx) // without a server it is closed there already
+	}()
+	next := func() bool {
+		if cursor.RemainingBatchLength() > 0 {
+			return cursor.Next(ctx) // it is here already
+		}
+		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+		defer cancel()
+		return cursor.Next(ctx)
+	}
+	var c chunk
+	for size := 0; next(); {
+		var r Record
+		// cursor.Decode would allocate a reader of 4 KiB for each
+		if err := bson.Unmarshal(cursor.Current, &r); err != nil {
+			c.err = fmt.Errorf("decode a record: %w", err)
+			send(ctx, chunks, c)
+			return nil
+		}
+		c.records, size = append(c.records, r), size+len(cursor.Current)
+		if size >= chunkBytes || cursor.RemainingBatchLength() == 0 {
+			if !send(ctx, chunks, c) {
+				return nil
 			}
+			c, size = chunk{}, 0
 		}
-		if err := cursor.Err(); err != nil {
-			yield(Record{}, fmt.Errorf("read records: %w", err))
-		}
+	}
+	if err := cursor.Err(); err != nil {
+		return fmt.Errorf("read records: %w", err)
+	}
+	return nil
+}
+
+// send says whether the reader still wants it.
+func send(ctx context.Context, chunks chan<- chunk, c chunk) bool {
+	select {
+	case chunks <- c:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -339,10 +396,11 @@ func (s *Store) find(ctx context.Context, q Query) (*mongo.Cursor, error) {
 	}
 	cursor, err := s.collection.Find(ctx, filter, options.Find().
 		SetSort(bson.D{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}).
-		SetLimit(q.Limit).
-		SetBatchSize(listBatch))
+		SetProjection(bson.D{{Key: "runs", Value: 0}, {Key: "changedAt", Value: 0}}).
+		SetLimit(q.Limit))
 	if err != nil {
 		return nil, fmt.Errorf("find records: %w", err)
 	}
+	cursor.SetBatchSize(listBatch) // the first one stays small, and is here sooner
 	return cursor, nil
 }

@@ -1,8 +1,10 @@
 package records_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -69,7 +71,11 @@ func TestARecordsLife(t *testing.T) {
 	require.Equal(t, stored, all[0].StoredAt)
 	// sent twice, as when the first answer is lost
 	require.NoError(t, s.Begin(t.Context(), m, run("job-2", 2)))
-	require.Equal(t, []records.Run{run("job-1", 1), run("job-2", 2)}, list(t, s, records.Query{})[0].Runs)
+	for r, err := range s.Changed(t.Context(), time.Time{}, 1, records.Processing) {
+		require.NoError(t, err)
+		require.Equal(t, []records.Run{run("job-1", 1), run("job-2", 2)}, r.Runs)
+		require.Empty(t, all[0].Runs, "List leaves them out")
+	}
 
 	require.NoError(t, s.Finish(t.Context(), "id"))
 	r = list(t, s, records.Query{})[0]
@@ -95,6 +101,31 @@ func TestTwoJobsWithOneMessageMakeOneRecord(t *testing.T) {
 	}
 	both.Wait()
 	require.Len(t, list(t, s, records.Query{}), 1)
+}
+
+// Whoever stops in the middle leaves nothing behind, and a context that ends is an
+// error: without it some of the records would look like all.
+func TestListIsLeft(t *testing.T) {
+	t.Parallel()
+	s := contracttest.Store(t)
+	for i := range 300 { // more than a batch
+		require.NoError(t, s.Begin(t.Context(), message(fmt.Sprint("id-", i), strings.Repeat("x", 1000)), run("job", 1)))
+	}
+	for r, err := range s.List(t.Context(), records.Query{}) {
+		require.NoError(t, err)
+		require.Len(t, r.Name, 1000)
+		break
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	n, last := 0, error(nil)
+	for _, last = range s.List(ctx, records.Query{}) {
+		cancel()
+		n++
+	}
+	require.ErrorIs(t, last, context.Canceled)
+	require.Less(t, n, 300)
+	require.Len(t, list(t, s, records.Query{}), 300)
 }
 
 func TestListInTheOrderOfStoring(t *testing.T) {

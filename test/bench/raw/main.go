@@ -29,6 +29,7 @@ func main() {
 	clients := flag.Int("clients", 1, "publish: messages in flight")
 	lasts := flag.Duration("for", time.Second, "publish: how long")
 	addr := flag.String("addr", "", "serve: where")
+	done := flag.Bool("done", false, "work: store by the message's id, and mark the record done")
 	flag.Parse()
 	var err error
 	switch flag.Arg(0) {
@@ -37,7 +38,7 @@ func main() {
 	case "serve":
 		err = serve(*addr)
 	case "work":
-		err = work()
+		err = work(*done)
 	case "read":
 		err = read()
 	default:
@@ -163,11 +164,20 @@ func collection() (*mongo.Client, *mongo.Collection, error) {
 	return client, client.Database(os.Getenv("MONGODB_DB")).Collection(os.Getenv("MONGODB_COLLECTION")), nil
 }
 
-// work takes one message, inserts it and acknowledges it. It prints when it has
-// claimed and stored it, in nanoseconds since 1970.
-func work() error {
+// work dials both servers, takes one message, inserts it and acknowledges it. It prints when it has
+// claimed and stored it, in nanoseconds since 1970. With done it makes one record
+// of a redelivered message, too, as the least that processor-job must do.
+func work(done bool) error {
 	conn, ch, err := dial()
 	if err != nil {
+		return err
+	}
+	client, records, err := collection()
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	if err := client.Ping(ctx, nil); err != nil { // before it, nothing is dialled
 		return err
 	}
 	d, ok, err := ch.Get(queue, false)
@@ -179,15 +189,22 @@ func work() error {
 	if err := json.Unmarshal(d.Body, &e); err != nil {
 		return err
 	}
-	client, records, err := collection()
+	id := bson.D{{Key: "_id", Value: d.MessageId}}
+	record := bson.D{{Key: "name", Value: e.Name}, {Key: "content", Value: e.Content}}
+	if done {
+		_, err = records.UpdateOne(ctx, id, bson.D{{Key: "$setOnInsert", Value: record}}, options.UpdateOne().SetUpsert(true))
+	} else {
+		_, err = records.InsertOne(ctx, record)
+	}
 	if err != nil {
 		return err
 	}
-	ctx := context.Background()
-	if _, err := records.InsertOne(ctx, bson.D{{Key: "name", Value: e.Name}, {Key: "content", Value: e.Content}}); err != nil {
-		return err
-	}
 	stored := time.Now()
+	if done {
+		if _, err := records.UpdateOne(ctx, id, bson.D{{Key: "$set", Value: bson.D{{Key: "status", Value: "done"}}}}); err != nil {
+			return err
+		}
+	}
 	if err := d.Ack(false); err != nil {
 		return err
 	}
@@ -208,7 +225,9 @@ func read() error {
 		return err
 	}
 	began := time.Now()
-	cursor, err := records.Find(ctx, bson.D{}, options.Find().SetSort(bson.D{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}))
+	cursor, err := records.Find(ctx, bson.D{}, options.Find().
+		SetSort(bson.D{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}).
+		SetProjection(bson.D{{Key: "runs", Value: 0}, {Key: "changedAt", Value: 0}}))
 	if err != nil {
 		return err
 	}
