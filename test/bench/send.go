@@ -24,7 +24,7 @@ const (
 	sendGoal  = 0.60 // of the raw client
 	p99Goal   = 3    // times the median
 	batchGoal = 0.90 // of the raw client
-	batchSize = 20_000
+	batchSize = 100_000
 )
 
 var clientCounts = []int{1, 16, 64, 256}

@@ -154,10 +154,18 @@ func (s *state) pause() {
 
 // accept adds events, those without a record.
 func (s *state) accept(events []accepted) {
+	if more := len(events) - maxAccepted; more > 0 {
+		events = events[more:] // the others would be forgotten below
+	}
+	known := make(map[string]bool, len(s.accepted))
+	for _, a := range s.accepted {
+		known[a.ID] = true
+	}
 	for _, a := range events {
-		if _, ok := s.records[a.ID]; ok || slices.ContainsFunc(s.accepted, func(b accepted) bool { return a.ID == b.ID }) {
+		if _, ok := s.records[a.ID]; ok || known[a.ID] {
 			continue // sent again under the same key, or already done
 		}
+		known[a.ID] = true
 		s.accepted = append(s.accepted, a)
 		s.pending.Accepted = append(s.pending.Accepted, a)
 	}

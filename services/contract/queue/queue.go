@@ -135,7 +135,7 @@ func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
 	}
 	var refused *amqp.Error
 	if errors.As(err, &refused) && refused.Code == amqp.PreconditionFailed {
-		return nil, fmt.Errorf("%w: RabbitMQ says %q; empty and delete that queue, or set RABBITMQ_QUEUE to another name", ErrTopology, refused.Reason)
+		return nil, fmt.Errorf("%w: RabbitMQ says %q; empty and delete the queue that it names, or set RABBITMQ_QUEUE to another name", ErrTopology, refused.Reason)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("declare the queues: %w", err)
