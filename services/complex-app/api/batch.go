@@ -233,8 +233,8 @@ type batchAnswer struct {
 	gone   error // why nothing can be written any more
 }
 
-// write takes results until there are no more, also when nobody reads them any
-// more: their senders must not wait for ever. Then it calls lost.
+// write takes results until there are no more. It calls lost when the client reads
+// them no more, and goes on taking them: their senders must not wait for ever.
 func (b *batchAnswer) write(results <-chan batchResult, lost func()) {
 	encoder := json.NewEncoder(&b.out)
 	encoder.SetEscapeHTML(false)
