@@ -229,8 +229,8 @@ func TestFiveHundredEvents(t *testing.T) {
 	p.until(`Number(ready.textContent) > 400`, "ready.textContent")
 	s.work(t, 10, 100*time.Millisecond)
 	p.until(`Number(records.textContent) > 250`, "records.textContent")
-	require.Greater(t, p.bars("done"), 0)
-	require.Greater(t, p.bars("waiting"), 0)
+	// of what is less than a pixel high, only the broad bars have their own colour
+	require.Positive(t, p.bars("waiting"))
 	p.picture("five-hundred-in-work", false)
 	p.until(detail+`.includes(" 500 done")`, detail)
 	p.becomes("records.textContent", "500")
@@ -240,6 +240,7 @@ func TestFiveHundredEvents(t *testing.T) {
 	for range 3 {
 		p.click("[data-view=in]")
 	}
+	require.Positive(t, p.bars("done"))
 	p.picture("five-hundred-zoomed", false)
 	before := js[float64](p, "performance.now()")
 	p.do(chromedp.Evaluate[chromedp.Void](`for (let i = 0; i < 5; i++) document.querySelector("[data-view=all]").click()`))
