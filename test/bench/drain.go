@@ -21,6 +21,7 @@ const (
 	// be the second that is measured.
 	drainInterval  = 10 * time.Millisecond
 	forgetInterval = 100 * time.Millisecond
+	drainTimeout   = 5 * time.Minute
 )
 
 func benchDrain(ctx context.Context, b *bench) error {
@@ -96,11 +97,19 @@ func (b *bench) drain(ctx context.Context, n int, change func(*exec.Cmd)) (float
 		defer close(forgotten)
 		for running.Err() == nil {
 			_ = b.forget(running) // what this one leaves, the next one finds
-			time.Sleep(forgetInterval)
+			select {
+			case <-time.After(forgetInterval):
+			case <-running.Done():
+			}
 		}
 	}()
-	for jobs.Totals().Succeeded < n && ctx.Err() == nil && time.Since(began) < 5*time.Minute {
-		time.Sleep(tick)
+	limited, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	for jobs.Totals().Succeeded < n && limited.Err() == nil {
+		select {
+		case <-time.After(tick):
+		case <-limited.Done():
+		}
 	}
 	took := time.Since(began).Seconds()
 	stop()

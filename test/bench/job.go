@@ -13,8 +13,6 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-
-	"keda-p2/services/contract/queue"
 )
 
 const (
@@ -93,15 +91,11 @@ func medianOf(all []steps, of func(steps) float64) float64 {
 
 // fill puts n messages into the queue.
 func (b *bench) fill(ctx context.Context, n int) error {
-	conn, err := queue.Dial(ctx, b.RabbitMQ, "bench")
+	conn, ch, err := b.channel(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	ch, err := conn.Channel()
-	if err != nil {
-		return err
-	}
 	if err := ch.Confirm(false); err != nil {
 		return err
 	}

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/sandbox/freeport"
 	"keda-p2/services/sandbox/process"
@@ -138,17 +140,26 @@ func until(ctx context.Context, holds func() (bool, error)) error {
 	}
 }
 
+// channel opens a connection and a channel on it. The caller must close the first.
+func (b *bench) channel(ctx context.Context) (*amqp.Connection, *amqp.Channel, error) {
+	conn, err := queue.Dial(ctx, b.RabbitMQ, "bench")
+	if err != nil {
+		return nil, nil, err
+	}
+	ch, err := conn.Channel()
+	if err != nil {
+		_ = conn.Close()
+	}
+	return conn, ch, err
+}
+
 // purge empties the queue.
 func (b *bench) purge(ctx context.Context) error {
-	conn, err := queue.Dial(ctx, b.RabbitMQ, "bench")
+	conn, ch, err := b.channel(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	ch, err := conn.Channel()
-	if err != nil {
-		return err
-	}
 	_, err = ch.QueuePurge(b.RabbitMQ.Queue, false)
 	return err
 }
