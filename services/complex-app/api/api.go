@@ -17,7 +17,8 @@ import (
 )
 
 type publisher interface {
-	Publish(context.Context, contract.Message) error
+	// Send sends a message, and confirmed waits until RabbitMQ has stored it.
+	Send(context.Context, contract.Message) (confirmed func() error, err error)
 	Ready() error
 }
 

@@ -13,8 +13,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
 )
@@ -49,6 +47,14 @@ type (
 		reason error // for the log, when it is no mistake of the client's
 	}
 
+	// batchLine is a line that has been sent, or could not be.
+	batchLine struct {
+		number    int
+		message   contract.Message
+		err       error
+		confirmed func() error // nil with an err
+	}
+
 	// batchEnd is the last line of the answer. Where it is missing, the answer is
 	// not complete.
 	batchEnd struct {
@@ -60,7 +66,7 @@ type (
 
 // batch publishes many events: POST /send/batch with a JSON object on each line,
 // {"name":…,"content":…} and an "id" if the client wants to choose it. The answer
-// has a line for each event as soon as its fate is known, in any order. A line that
+// has a line for each, in the same order, as soon as its fate is known. A line that
 // is wrong spoils no other. Memory does not grow with the body.
 func (a *api) batch(w http.ResponseWriter, r *http.Request) error {
 	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != batchType {
@@ -76,11 +82,10 @@ func (a *api) batch(w http.ResponseWriter, r *http.Request) error {
 
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	results := make(chan batchResult, batchInFlight)
+	inFlight, results := make(chan batchLine, batchInFlight), make(chan batchResult, batchInFlight)
+	go a.confirm(inFlight, results)
 	answer, answered := &batchAnswer{w: w}, make(chan struct{})
 	go func() { defer close(answered); answer.write(results, cancel) }()
-	inFlight := errgroup.Group{}
-	inFlight.SetLimit(batchInFlight)
 	reader := bufio.NewReaderSize(slowBody{w, r.Body}, maxRequestBytes)
 	line, unread := 1, ""
 	for ; ctx.Err() == nil; line++ {
@@ -95,14 +100,9 @@ func (a *api) batch(w http.ResponseWriter, r *http.Request) error {
 		if err == nil && len(bytes.TrimSpace(content)) == 0 {
 			continue // such as one more at the end
 		}
-		n, tooLong, content := line, err != nil, bytes.Clone(content) // the reader uses its own again
-		inFlight.Go(func() error {
-			results <- a.sendLine(ctx, n, content, tooLong)
-			return nil
-		})
+		inFlight <- a.sendLine(ctx, line, content, err != nil)
 	}
-	_ = inFlight.Wait() // a result is never an error
-	close(results)
+	close(inFlight)
 	<-answered
 	if answer.failed > 0 && r.Context().Err() == nil {
 		a.log.ErrorContext(r.Context(), "events of a batch were not accepted", "path", r.URL.Path, "events", answer.failed, "reason", answer.reason)
@@ -182,22 +182,39 @@ func (b slowBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// sendLine publishes the event of one line.
-func (a *api) sendLine(ctx context.Context, line int, content []byte, tooLong bool) batchResult {
-	message, err := readBatchEvent(content, tooLong)
-	if err == nil {
-		if err = a.publisher.Publish(ctx, message); err == nil {
-			a.view.Accepted(message)
-			return batchResult{Line: line, Status: http.StatusAccepted, ID: message.ID}
+// sendLine sends the event of one line.
+func (a *api) sendLine(ctx context.Context, number int, content []byte, tooLong bool) batchLine {
+	line := batchLine{number: number}
+	if line.message, line.err = readBatchEvent(content, tooLong); line.err != nil {
+		return line
+	}
+	if line.confirmed, line.err = a.publisher.Send(ctx, line.message); line.err != nil {
+		line.err = unsent{line.message.ID, line.err}
+	}
+	return line
+}
+
+// confirm makes results of lines, one after the other: RabbitMQ's confirms come in
+// the order of the messages, and many at a time.
+func (a *api) confirm(lines <-chan batchLine, results chan<- batchResult) {
+	defer close(results)
+	for line := range lines {
+		err := line.err
+		if err == nil {
+			if err = line.confirmed(); err == nil {
+				a.view.Accepted(line.message)
+				results <- batchResult{Line: line.number, Status: http.StatusAccepted, ID: line.message.ID}
+				continue
+			}
+			err = unsent{line.message.ID, err}
 		}
-		err = unsent{message.ID, err}
+		p := newProblem(err)
+		result := batchResult{Line: line.number, Status: p.Status, ID: p.ID, Detail: p.Detail}
+		if p.Status >= http.StatusInternalServerError {
+			result.reason = err
+		}
+		results <- result
 	}
-	p := newProblem(err)
-	result := batchResult{Line: line, Status: p.Status, ID: p.ID, Detail: p.Detail}
-	if p.Status >= http.StatusInternalServerError {
-		result.reason = err
-	}
-	return result
 }
 
 func readBatchEvent(content []byte, tooLong bool) (contract.Message, error) {

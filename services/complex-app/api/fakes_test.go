@@ -26,18 +26,18 @@ import (
 type fakePublisher struct {
 	mu        sync.Mutex
 	published []contract.Message
-	err       error // what Publish answers
+	err       error // what Send answers
 	notReady  error
 }
 
-func (p *fakePublisher) Publish(_ context.Context, m contract.Message) error {
+func (p *fakePublisher) Send(_ context.Context, m contract.Message) (func() error, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.err != nil {
-		return p.err
+		return nil, p.err
 	}
 	p.published = append(p.published, m)
-	return nil
+	return func() error { return nil }, nil
 }
 
 func (p *fakePublisher) Ready() error { return p.notReady }

@@ -45,7 +45,11 @@ func (a *api) send(w http.ResponseWriter, r *http.Request) error {
 	}
 	message := contract.Message{Event: event, ID: id, SentAt: time.Now()}
 	// RabbitMQ gets the event whether or not the client still waits for the answer
-	if err := a.publisher.Publish(context.WithoutCancel(r.Context()), message); err != nil {
+	confirmed, err := a.publisher.Send(context.WithoutCancel(r.Context()), message)
+	if err == nil {
+		err = confirmed()
+	}
+	if err != nil {
 		return unsent{id, err}
 	}
 	a.view.Accepted(message)

@@ -17,16 +17,16 @@ import (
 // Publisher observes a queue.Publisher: how long it took to send a message and
 // then until its confirm, and what went wrong.
 type Publisher struct {
-	*queue.Publisher
-	queue    string
-	tracing  *telemetry.Tracing
-	duration metrics.Histogram
-	inFlight metrics.Gauge
+	publisher *queue.Publisher
+	queue     string
+	tracing   *telemetry.Tracing
+	duration  metrics.Histogram
+	inFlight  metrics.Gauge
 }
 
 // NewPublisher puts itself around p, whose Run must not have been called yet.
 func NewPublisher(p *queue.Publisher, queueName string, r *metrics.Registry, t *telemetry.Tracing) *Publisher {
-	o := &Publisher{Publisher: p, queue: queueName, tracing: t,
+	o := &Publisher{publisher: p, queue: queueName, tracing: t,
 		duration: r.Histogram("messaging_client_operation_duration_seconds",
 			"How long it took to publish a message, and from then on until RabbitMQ had confirmed it.",
 			[]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -43,10 +43,14 @@ func NewPublisher(p *queue.Publisher, queueName string, r *metrics.Registry, t *
 	return o
 }
 
-// Publish publishes, with the span's headers on the message.
-func (o *Publisher) Publish(ctx context.Context, m contract.Message) (err error) {
+// Ready is queue.Publisher's.
+func (o *Publisher) Ready() error { return o.publisher.Ready() }
+
+// Send is the first half of queue.Publisher's Publish, with the span's headers on
+// the message. The second half is confirmed, which must be called once.
+func (o *Publisher) Send(ctx context.Context, m contract.Message) (confirmed func() error, err error) {
+	end := func(error) {}
 	if o.tracing != nil {
-		var end func(error)
 		ctx, end = o.tracing.Start(ctx, "send "+o.queue, trace.SpanKindProducer, trace.WithAttributes(
 			attribute.String("messaging.system", "rabbitmq"),
 			attribute.String("messaging.operation.name", "send"),
@@ -54,23 +58,26 @@ func (o *Publisher) Publish(ctx context.Context, m contract.Message) (err error)
 			attribute.String("messaging.destination.name", o.queue),
 			attribute.String("messaging.message.id", m.ID),
 		))
-		defer func() { end(err) }()
 		m.Trace = telemetry.Headers(ctx)
 	}
-	o.inFlight.Add(1)
-	defer o.inFlight.Add(-1)
 	began := time.Now()
-	sent, err := o.Send(m)
+	sent, err := o.publisher.Send(m)
 	written := time.Now()
 	o.observe("publish", began, written, err)
 	if err != nil {
-		return err
+		end(err)
+		return nil, err
 	}
-	err = sent.Wait(ctx)
-	confirmed := time.Now()
-	o.observe("confirm", written, confirmed, err)
-	o.tracing.Note(ctx, "confirm", trace.SpanKindInternal, written, confirmed)
-	return err
+	o.inFlight.Add(1)
+	return func() error {
+		err := sent.Wait(ctx)
+		confirmed := time.Now()
+		o.inFlight.Add(-1)
+		o.observe("confirm", written, confirmed, err)
+		o.tracing.Note(ctx, "confirm", trace.SpanKindInternal, written, confirmed)
+		end(err)
+		return err
+	}, nil
 }
 
 func (o *Publisher) observe(operation string, from, until time.Time, err error) {

@@ -32,6 +32,16 @@ func publisher(t *testing.T, c queue.Config, r *metrics.Registry, tracing *telem
 	return observed
 }
 
+// publish sends a message and waits for its confirm.
+func publish(t *testing.T, p *observe.Publisher, id string) error {
+	t.Helper()
+	confirmed, err := p.Send(t.Context(), message(id))
+	if err != nil {
+		return err
+	}
+	return confirmed()
+}
+
 func message(id string) contract.Message {
 	return contract.Message{ID: id, Event: contract.Event{Name: "a"}, SentAt: time.Now()}
 }
@@ -41,14 +51,14 @@ func TestPublishing(t *testing.T) {
 	c, registry := contracttest.RabbitMQ(t), &metrics.Registry{}
 	tracing, collector := tracing(t)
 	p := publisher(t, c, registry, tracing)
-	require.NoError(t, p.Publish(t.Context(), message("id-1")))
+	require.NoError(t, publish(t, p, "id-1"))
 
 	// the queue is deleted: the message comes back, and the publisher connects again
 	_, err := contracttest.Channel(t, c).QueueDelete(c.Queue, false, false, false)
 	require.NoError(t, err)
-	require.ErrorIs(t, p.Publish(t.Context(), message("id-2")), queue.ErrUnavailable)
+	require.ErrorIs(t, publish(t, p, "id-2"), queue.ErrUnavailable)
 	require.Eventually(t, func() bool { return strings.Contains(shown(registry), "keda_p2_rabbitmq_connects_total 2\n") }, contracttest.Patience, contracttest.Tick)
-	require.NoError(t, p.Publish(t.Context(), message("id-3")))
+	require.NoError(t, publish(t, p, "id-3"))
 
 	got := shown(registry)
 	labels := `messaging_system="rabbitmq",messaging_destination_name="` + c.Queue + `"`
@@ -84,7 +94,7 @@ func TestPublishing(t *testing.T) {
 func TestPublishingWithoutTracing(t *testing.T) {
 	t.Parallel()
 	c := contracttest.RabbitMQ(t)
-	require.NoError(t, publisher(t, c, &metrics.Registry{}, nil).Publish(t.Context(), message("id")))
+	require.NoError(t, publish(t, publisher(t, c, &metrics.Registry{}, nil), "id"))
 	d, err := contracttest.Consumer(t, c).Claim(t.Context(), contracttest.Patience)
 	require.NoError(t, err)
 	require.Empty(t, d.Header("traceparent"))

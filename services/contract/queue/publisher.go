@@ -138,6 +138,7 @@ type Sent struct {
 	publisher    *Publisher
 	session      *session
 	id           string
+	at           time.Time
 	confirmation *amqp.DeferredConfirmation
 }
 
@@ -160,19 +161,23 @@ func (p *Publisher) Send(m contract.Message) (Sent, error) {
 	if err != nil {
 		return Sent{}, fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
-	return Sent{p, s, m.ID, confirmation}, nil
+	return Sent{p, s, m.ID, time.Now(), confirmation}, nil
 }
 
-// Wait waits for the confirm.
+// Wait waits for the confirm, for so long since Send as the timeout says.
 func (w Sent) Wait(ctx context.Context) error {
-	timeout := time.NewTimer(w.publisher.timeout) // cheaper than a context of its own
-	defer timeout.Stop()
 	select {
 	case <-w.confirmation.Done():
-	case <-timeout.C:
-		return fmt.Errorf("%w within %s", ErrUnconfirmed, w.publisher.timeout)
-	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrUnconfirmed, context.Cause(ctx))
+	default: // not there yet
+		timeout := time.NewTimer(w.publisher.timeout - time.Since(w.at)) // cheaper than a context of its own
+		defer timeout.Stop()
+		select {
+		case <-w.confirmation.Done():
+		case <-timeout.C:
+			return fmt.Errorf("%w within %s", ErrUnconfirmed, w.publisher.timeout)
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrUnconfirmed, context.Cause(ctx))
+		}
 	}
 	if !w.confirmation.Acked() {
 		// the library also resolves with false when the channel is closed
