@@ -3,6 +3,7 @@
 package records
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,8 +32,10 @@ const (
 	// default MongoDB sends up to 16 MB at a time.
 	listBatch    = 1000
 	changedBatch = 50
-	// chunkBytes is how much is decoded ahead.
-	chunkBytes = 64 << 10
+	// chunkBytes is how much one goroutine decodes, and chunksAhead how many of them
+	// there are while the caller works on the chunk before.
+	chunkBytes  = 64 << 10
+	chunksAhead = 4
 )
 
 var (
@@ -279,22 +282,49 @@ func (s *Store) Count(ctx context.Context) (int64, error) {
 	return n, nil
 }
 
-// chunk is some records, and the error that came after them.
+// chunk is some documents, and once they are decoded the records in them and the
+// error that came after those.
 type chunk struct {
-	records []Record
-	err     error
+	documents []bson.Raw
+	bytes     int
+	decoded   chan struct{} // closed
+	records   []Record
+	err       error
+}
+
+func newChunk() *chunk { return &chunk{decoded: make(chan struct{})} }
+
+func (c *chunk) add(document bson.Raw) {
+	c.documents = append(c.documents, bytes.Clone(document)) // it is the cursor's own
+	c.bytes += len(document)
+}
+
+func (c *chunk) decode() {
+	defer close(c.decoded)
+	c.records = make([]Record, len(c.documents))
+	for i, document := range c.documents {
+		// cursor.Decode would allocate a reader of 4 KiB for each
+		if err := bson.Unmarshal(document, &c.records[i]); err != nil {
+			c.records, c.err = c.records[:i], fmt.Errorf("decode a record: %w", err)
+			return
+		}
+	}
 }
 
 // read yields what the cursor that open returns delivers. It reads ahead: while the
-// caller works on some records, the next ones are fetched and decoded.
+// caller works on some records, the next ones are fetched and decoded, which takes
+// longer than all the rest.
 func read(ctx context.Context, open func(context.Context) (*mongo.Cursor, error)) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		reading, cancel := context.WithCancel(ctx)
-		chunks := make(chan chunk)
+		chunks := make(chan *chunk, chunksAhead)
 		go func() {
 			defer close(chunks)
 			if err := readChunks(reading, open, chunks); err != nil {
-				send(reading, chunks, chunk{err: err})
+				c := newChunk()
+				c.err = err
+				c.decode()
+				send(reading, chunks, c)
 			}
 		}()
 		defer func() {
@@ -303,6 +333,7 @@ func read(ctx context.Context, open func(context.Context) (*mongo.Cursor, error)
 			}
 		}()
 		for c := range chunks {
+			<-c.decoded
 			for _, r := range c.records {
 				if !yield(r, nil) {
 					return
@@ -319,7 +350,7 @@ func read(ctx context.Context, open func(context.Context) (*mongo.Cursor, error)
 	}
 }
 
-func readChunks(ctx context.Context, open func(context.Context) (*mongo.Cursor, error), chunks chan<- chunk) error {
+func readChunks(ctx context.Context, open func(context.Context) (*mongo.Cursor, error), chunks chan<- *chunk) error {
 	limited, cancel := context.WithTimeout(ctx, answerTimeout)
 	cursor, err := open(limited)
 	cancel()
@@ -339,21 +370,14 @@ func readChunks(ctx context.Context, open func(context.Context) (*mongo.Cursor, 
 		defer cancel()
 		return cursor.Next(ctx)
 	}
-	var c chunk
-	for size := 0; next(); {
-		var r Record
-		// cursor.Decode would allocate a reader of 4 KiB for each
-		if err := bson.Unmarshal(cursor.Current, &r); err != nil {
-			c.err = fmt.Errorf("decode a record: %w", err)
-			send(ctx, chunks, c)
-			return nil
-		}
-		c.records, size = append(c.records, r), size+len(cursor.Current)
-		if size >= chunkBytes || cursor.RemainingBatchLength() == 0 {
+	for c := newChunk(); next(); {
+		c.add(cursor.Current)
+		if c.bytes >= chunkBytes || cursor.RemainingBatchLength() == 0 {
+			go c.decode()
 			if !send(ctx, chunks, c) {
 				return nil
 			}
-			c, size = chunk{}, 0
+			c = newChunk()
 		}
 	}
 	if err := cursor.Err(); err != nil {
@@ -363,7 +387,7 @@ func readChunks(ctx context.Context, open func(context.Context) (*mongo.Cursor, 
 }
 
 // send says whether the reader still wants it.
-func send(ctx context.Context, chunks chan<- chunk, c chunk) bool {
+func send(ctx context.Context, chunks chan<- *chunk, c *chunk) bool {
 	select {
 	case chunks <- c:
 		return true
