@@ -42,8 +42,7 @@ func main() {
 		os.Exit(1)
 	}
 	log := telemetry.NewLogger(os.Stdout, s.LogLevel, s.LogFormat).With("job", s.PodName)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM) // until the process ends
 	if err := run(ctx, s, log); err != nil {
 		worker.Report(log, err)
 		os.Exit(1)
@@ -56,12 +55,6 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	began := time.Now()
 	tracing := telemetry.Open(os.Getenv, "processor-job", version, log)
 	defer tracing.Close() // last: by then the acknowledgement has its span
-	probe, err := startProbe(s.ProbeAddr)
-	if err != nil {
-		return err
-	}
-	defer probe.stop()
-
 	store, err := records.Open(s.MongoDB, "processor-job")
 	if err != nil {
 		return err
@@ -75,7 +68,8 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	}
 	defer func() { <-closed }()
 
-	consumer, err := connect(ctx, s, store, log)
+	probe := &probe{}
+	consumer, err := connect(ctx, s, store, probe, log)
 	if err != nil {
 		closeStore()
 		return err
@@ -147,21 +141,23 @@ func workingContext(ctx context.Context, grace time.Duration, consumer *queue.Co
 	return working, func() { cancel(nil) }
 }
 
-// connect reaches MongoDB and RabbitMQ, both at once. No message is claimed
-// before MongoDB answers, so an outage costs no message one of its attempts.
-func connect(ctx context.Context, s settings, store *records.Store, log *slog.Logger) (*queue.Consumer, error) {
+// connect reaches MongoDB and RabbitMQ and starts the probe, all at once. No message
+// is claimed before MongoDB answers, so an outage costs no message one of its
+// attempts.
+func connect(ctx context.Context, s settings, store *records.Store, probe *probe, log *slog.Logger) (*queue.Consumer, error) {
 	var consumer *queue.Consumer
-	both, ctx := errgroup.WithContext(ctx)
-	both.Go(func() error {
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { return probe.start(s.ProbeAddr) })
+	all.Go(func() error {
 		return worker.Retry(ctx, s.RetryTimeout, log, store.Ping)
 	})
-	both.Go(func() error {
+	all.Go(func() error {
 		return worker.Retry(ctx, s.RetryTimeout, log, func(ctx context.Context) (err error) {
 			consumer, err = queue.Connect(ctx, s.RabbitMQ, s.PodName)
 			return err
 		})
 	})
-	if err := both.Wait(); err != nil {
+	if err := all.Wait(); err != nil {
 		if consumer != nil {
 			_ = consumer.Close() // nothing is claimed
 		}

@@ -12,17 +12,14 @@ import (
 // its pod is ready, and takes one waiting message off for each pending Job. A
 // pod that is ready exactly from its claim on is therefore never counted beside
 // its own message, and never forgotten while its message still waits.
-type probe struct {
-	server http.Server
-	ready  atomic.Bool
-}
+type probe struct{ ready atomic.Bool }
 
-func startProbe(addr string) (*probe, error) {
+// start serves the probe until the process ends.
+func (p *probe) start(addr string) error {
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("PROBE_ADDR: %w", err)
+		return fmt.Errorf("PROBE_ADDR: %w", err)
 	}
-	p := &probe{}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !p.ready.Load() {
@@ -31,11 +28,9 @@ func startProbe(addr string) (*probe, error) {
 		}
 		fmt.Fprintln(w, "working on a message")
 	})
-	p.server = http.Server{Handler: mux, ReadHeaderTimeout: time.Second}
-	go p.server.Serve(listener) //nolint:errcheck // it ends with ErrServerClosed
-	return p, nil
+	server := http.Server{Handler: mux, ReadHeaderTimeout: time.Second}
+	go server.Serve(listener) //nolint:errcheck // it does not end
+	return nil
 }
 
 func (p *probe) setReady() { p.ready.Store(true) }
-
-func (p *probe) stop() { _ = p.server.Close() }
