@@ -19,8 +19,8 @@ import (
 
 const (
 	batchType = "application/x-ndjson"
-	// batchInFlight is how many events of one request wait for their confirms at
-	// once: more make RabbitMQ hardly faster, and each takes memory.
+	// batchInFlight is how many events of one request may be without their result in
+	// the answer: more make RabbitMQ hardly faster, and each takes memory.
 	batchInFlight = 256
 	// batchFlush is how long a result may wait for others, to be sent with them.
 	batchFlush = 10 * time.Millisecond
@@ -82,9 +82,11 @@ func (a *api) batch(w http.ResponseWriter, r *http.Request) error {
 
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	inFlight, results := make(chan batchLine, batchInFlight), make(chan batchResult, batchInFlight)
-	go a.confirm(inFlight, results)
-	answer, answered := &batchAnswer{w: w}, make(chan struct{})
+	// These two have room for all that is in flight: a client that reads slowly holds
+	// up its own lines, and no look at a confirm.
+	lines, results := make(chan batchLine, batchInFlight), make(chan batchResult, batchInFlight)
+	go a.confirm(lines, results)
+	answer, answered := &batchAnswer{w: w, inFlight: make(chan struct{}, batchInFlight)}, make(chan struct{})
 	go func() { defer close(answered); answer.write(results, cancel) }()
 	reader := bufio.NewReaderSize(slowBody{w, r.Body}, maxRequestBytes)
 	line, unread := 1, ""
@@ -100,9 +102,10 @@ func (a *api) batch(w http.ResponseWriter, r *http.Request) error {
 		if err == nil && len(bytes.TrimSpace(content)) == 0 {
 			continue // such as one more at the end
 		}
-		inFlight <- a.sendLine(ctx, line, content, err != nil)
+		answer.inFlight <- struct{}{}
+		lines <- a.sendLine(ctx, line, content, err != nil)
 	}
-	close(inFlight)
+	close(lines)
 	<-answered
 	if answer.failed > 0 && r.Context().Err() == nil {
 		a.log.ErrorContext(r.Context(), "events of a batch were not accepted", "path", r.URL.Path, "events", answer.failed, "reason", answer.reason)
@@ -242,12 +245,13 @@ func readBatchEvent(content []byte, tooLong bool) (contract.Message, error) {
 
 // batchAnswer writes results as lines of JSON.
 type batchAnswer struct {
-	w      http.ResponseWriter
-	out    bytes.Buffer
-	counts batchEnd
-	failed int   // results that are no mistake of the client's
-	reason error // of the last of them
-	gone   error // why nothing can be written any more
+	w        http.ResponseWriter
+	inFlight chan struct{} // one for each line that has no result here yet
+	out      bytes.Buffer
+	counts   batchEnd
+	failed   int   // results that are no mistake of the client's
+	reason   error // of the last of them
+	gone     error // why nothing can be written any more
 }
 
 // write takes results until there are no more. It calls lost when the client reads
@@ -263,6 +267,7 @@ func (b *batchAnswer) write(results <-chan batchResult, lost func()) {
 			if !ok {
 				return
 			}
+			<-b.inFlight
 			b.count(result)
 			if b.gone == nil {
 				b.gone = encoder.Encode(result)

@@ -7,16 +7,20 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"keda-p2/services/complex-app/api"
 	"keda-p2/services/contract"
+	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/queue"
 )
 
@@ -183,6 +187,31 @@ func TestABatchIsAnsweredAsItGoes(t *testing.T) {
 		require.Equal(t, i+1, l.Line)
 		require.Equal(t, http.StatusAccepted, l.Status)
 	}
+}
+
+// Else the time to the confirm, which is measured, would be that of the client.
+func TestASlowReaderHoldsUpNoConfirm(t *testing.T) {
+	t.Parallel()
+	p := &fakePublisher{}
+	server := httptest.NewServer(newHandler(p, &fakeStore{}))
+	t.Cleanup(server.Close)
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })                      // before the server, which waits for it
+	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(4096)) // it is full sooner
+	_, err = fmt.Fprint(conn, "POST /send/batch HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n")
+	require.NoError(t, err)
+	chunk := strings.Repeat(`{"name":"a"}`+"\n", 1000)
+	for err == nil { // until both sides' buffers are full
+		require.NoError(t, conn.SetWriteDeadline(time.Now().Add(time.Second)))
+		_, err = fmt.Fprintf(conn, "%x\r\n%s\r\n", len(chunk), chunk)
+	}
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	require.Eventually(t, func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.confirmed == len(p.published)
+	}, contracttest.Patience, contracttest.Tick)
 }
 
 func TestABatchEndsWithTheService(t *testing.T) {

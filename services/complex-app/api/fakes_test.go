@@ -26,6 +26,7 @@ import (
 type fakePublisher struct {
 	mu        sync.Mutex
 	published []contract.Message
+	confirmed int
 	err       error // what Send answers
 	notReady  error
 }
@@ -37,7 +38,12 @@ func (p *fakePublisher) Send(_ context.Context, m contract.Message) (func() erro
 		return nil, p.err
 	}
 	p.published = append(p.published, m)
-	return func() error { return nil }, nil
+	return func() error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.confirmed++
+		return nil
+	}, nil
 }
 
 func (p *fakePublisher) Ready() error { return p.notReady }

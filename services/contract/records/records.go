@@ -287,7 +287,7 @@ func (s *Store) Count(ctx context.Context) (int64, error) {
 type chunk struct {
 	documents []bson.Raw
 	bytes     int
-	decoded   chan struct{} // closed
+	decoded   chan struct{} // closed once they are
 	records   []Record
 	err       error
 }
