@@ -16,6 +16,7 @@ import (
 var (
 	errNoSuchPath  = errors.New("there is nothing at this path; POST /send takes an event, POST /send/batch many, GET /data answers with the records, /openapi.yaml describes all")
 	errWrongMethod = errors.New("this path does not take this method; the Allow header names those that it takes")
+	errCrossOrigin = errors.New("a browser sent this for a page of another site; only this service's own page may")
 	errMediaType   = errors.New("the body must be application/json or application/x-www-form-urlencoded")
 	errBatchType   = errors.New("the body must be application/x-ndjson: one JSON object a line")
 	errStore       = errors.New("MongoDB is not available")
@@ -62,6 +63,8 @@ func newProblem(err error) problem {
 	switch {
 	case errors.As(err, &bad), errors.Is(err, contract.ErrInvalid), errors.Is(err, records.ErrUnknown):
 		p.Status, p.Detail, p.ID = http.StatusBadRequest, err.Error(), ""
+	case errors.Is(err, errCrossOrigin):
+		p.Status, p.Detail = http.StatusForbidden, err.Error()
 	case errors.Is(err, errNoSuchPath), errors.Is(err, queue.ErrNoDeadLetter):
 		p.Status, p.Detail = http.StatusNotFound, err.Error()
 	case errors.Is(err, errWrongMethod):

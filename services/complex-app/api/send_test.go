@@ -22,6 +22,21 @@ const (
 	asJSON = "application/json"
 )
 
+// A page of another site must not act through the browser of whoever opens it.
+func TestAnotherSitesPage(t *testing.T) {
+	t.Parallel()
+	p := &fakePublisher{}
+	url := serve(t, p, &fakeStore{})
+	for _, path := range []string{"/send?name=a", "/send/batch", "/dead-letters/redrive"} {
+		requireProblem(t, request(t, http.MethodPost, url+path, "", "", "Sec-Fetch-Site", "cross-site"), http.StatusForbidden, "a page of another site")
+		requireProblem(t, request(t, http.MethodPost, url+path, "", "", "Origin", "https://example.com"), http.StatusForbidden, "a page of another site")
+	}
+	require.Empty(t, p.published)
+	for _, own := range [][]string{{"Sec-Fetch-Site", "same-origin"}, {"Origin", url}, {}} { // curl sends neither
+		require.Equal(t, http.StatusAccepted, request(t, http.MethodPost, url+"/send?name=a", "", "", own...).status)
+	}
+}
+
 func TestSend(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
