@@ -47,7 +47,18 @@ func benchLimits(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	if _, err := b.wrk(ctx, app.url, 64, turn); err != nil {
+	rates := func() (all []float64, err error) {
+		for range b.rounds {
+			l, err := b.wrk(ctx, app.url, 64, turn)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, l.rate())
+		}
+		return all, b.purge(ctx)
+	}
+	without, err := rates()
+	if err != nil {
 		return err
 	}
 	loaded, err := resident(pid, "VmHWM")
@@ -83,17 +94,17 @@ func benchLimits(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	l, err := b.wrk(ctx, app.url, 64, turn)
+	b.say("%d connections open", len(open))
+	beside, err := rates()
 	if err != nil {
 		return err
 	}
-	b.say("%d connections open", len(open))
 	b.print("\n| in memory | | |")
 	b.print("| --- | ---: | --- |")
 	b.print("| processor-job at work, its peak | %s | %s |", mib(job), verdict(job <= residentGoal))
 	b.print("| complex-app after its start | %s | |", mib(started))
 	b.print("| its peak with 64 clients that send | %s | |", mib(loaded))
 	b.print("| %d idle connections more | %s, %d bytes each | |", idleConnections, mib(idle-before), (idle-before)/idleConnections)
-	b.print("| POST /send beside them, 64 clients | %.0f a second | |", l.rate())
+	b.print("| POST /send without them and beside them, 64 clients | %.0f and %.0f a second: %s | |", median(without), median(beside), spread(ratios(beside, without)))
 	return nil
 }
