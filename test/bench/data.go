@@ -209,10 +209,8 @@ func (b *bench) compareData(ctx context.Context, name string, on map[string]stri
 				return note(&ours)(r.rate(), err)
 			},
 		}
-		for i := range turns {
-			if err := turns[(round+i)%len(turns)](); err != nil {
-				return err
-			}
+		if err := b.takeTurns(ctx, round, turns); err != nil {
+			return err
 		}
 		b.say("round %d of %d, %s: raw %.1f MB/s, first batch after %.1f ms; GET /data %.1f MB/s, first byte after %.1f ms",
 			round+1, b.rounds, name, last(raw)/1e6, 1000*last(rawFirst), last(ours)/1e6, 1000*last(oursFirst))

@@ -188,11 +188,8 @@ func (b slowBody) Read(p []byte) (int, error) {
 // sendLine sends the event of one line.
 func (a *api) sendLine(ctx context.Context, number int, content []byte, tooLong bool) batchLine {
 	line := batchLine{number: number}
-	if line.message, line.err = readBatchEvent(content, tooLong); line.err != nil {
-		return line
-	}
-	if line.confirmed, line.err = a.publisher.Send(ctx, line.message); line.err != nil {
-		line.err = unsent{line.message.ID, line.err}
+	if line.message, line.err = readBatchEvent(content, tooLong); line.err == nil {
+		line.confirmed, line.err = a.publisher.Send(ctx, line.message)
 	}
 	return line
 }
@@ -202,22 +199,25 @@ func (a *api) sendLine(ctx context.Context, number int, content []byte, tooLong 
 func (a *api) confirm(lines <-chan batchLine, results chan<- batchResult) {
 	defer close(results)
 	for line := range lines {
-		err := line.err
-		if err == nil {
-			if err = line.confirmed(); err == nil {
-				a.view.Accepted(line.message)
-				results <- batchResult{Line: line.number, Status: http.StatusAccepted, ID: line.message.ID}
-				continue
-			}
-			err = unsent{line.message.ID, err}
-		}
-		p := newProblem(err)
-		result := batchResult{Line: line.number, Status: p.Status, ID: p.ID, Detail: p.Detail}
-		if p.Status >= http.StatusInternalServerError {
-			result.reason = err
-		}
-		results <- result
+		results <- a.result(line)
 	}
+}
+
+func (a *api) result(line batchLine) batchResult {
+	err := line.err
+	if err == nil {
+		err = line.confirmed()
+	}
+	if err == nil {
+		a.view.Accepted(line.message)
+		return batchResult{Line: line.number, Status: http.StatusAccepted, ID: line.message.ID}
+	}
+	p := newProblem(unsent{line.message.ID, err})
+	result := batchResult{Line: line.number, Status: p.Status, ID: p.ID, Detail: p.Detail}
+	if p.Status >= http.StatusInternalServerError {
+		result.reason = err
+	}
+	return result
 }
 
 func readBatchEvent(content []byte, tooLong bool) (contract.Message, error) {

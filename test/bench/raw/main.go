@@ -164,9 +164,10 @@ func collection() (*mongo.Client, *mongo.Collection, error) {
 	return client, client.Database(os.Getenv("MONGODB_DB")).Collection(os.Getenv("MONGODB_COLLECTION")), nil
 }
 
-// work dials both servers, takes one message, inserts it and acknowledges it. It prints when it has
-// claimed and stored it, in nanoseconds since 1970. With done it makes one record
-// of a redelivered message, too, as the least that processor-job must do.
+// work dials both servers, takes one message, inserts it and acknowledges it. It
+// prints when it has claimed and stored it, in nanoseconds since 1970. With done it
+// makes one record of a redelivered message, too, as the least that processor-job
+// must do.
 func work(done bool) error {
 	conn, ch, err := dial()
 	if err != nil {
