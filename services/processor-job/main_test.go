@@ -21,7 +21,7 @@ import (
 	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
-	"keda-p2/services/contract/telemetry/telemetrytest"
+	"keda-p2/services/telemetry/telemetrytest"
 )
 
 // The tests run the program itself, as a Job does: the test binary calls main
