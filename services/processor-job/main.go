@@ -1,6 +1,10 @@
 // processor-job takes one message from RabbitMQ, stores it in MongoDB, works on
 // it, acknowledges it and exits. KEDA starts one such Job for each message. With
 // MESSAGES=0 it takes one message after the other, as a Deployment's pod does.
+//
+// Your own work goes into work.go. In the order in which they are used: main.go starts
+// and stops, settings.go has the variables, probe.go the pod's readiness, process.go
+// what is done with a message, retry.go the tries. trace.go is optional.
 package main
 
 import (
@@ -43,10 +47,15 @@ func main() {
 	log := telemetry.NewLogger(os.Stdout, s.LogLevel, s.LogFormat).With("job", s.PodName)
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM) // until the process ends
 	if err := run(ctx, s, log); err != nil {
-		log.Error("failed", "reason", err.Error())
+		if err != errNotDone {
+			log.Error("failed", "reason", err.Error())
+		}
 		os.Exit(1)
 	}
 }
+
+// errNotDone is returned by run after process has logged why.
+var errNotDone = errors.New("the message is not done")
 
 // run processes as many messages as the settings say, one after the other. An empty
 // queue is not an error.
@@ -107,7 +116,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 			continue // this message has failed, others may not
 		}
 		if o != done {
-			return fmt.Errorf("message %s: %s", d.ID(), o)
+			return errNotDone
 		}
 	}
 	return nil

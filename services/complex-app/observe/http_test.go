@@ -16,8 +16,8 @@ import (
 	"keda-p2/services/complex-app/metrics"
 	"keda-p2/services/complex-app/observe"
 	"keda-p2/services/contract/contracttest"
-	"keda-p2/services/contract/telemetry"
-	"keda-p2/services/contract/telemetry/telemetrytest"
+	"keda-p2/services/telemetry"
+	"keda-p2/services/telemetry/telemetrytest"
 )
 
 // shown returns what a scrape shows.

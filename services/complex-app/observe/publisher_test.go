@@ -15,8 +15,8 @@ import (
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/queue"
-	"keda-p2/services/contract/telemetry"
-	"keda-p2/services/contract/telemetry/telemetrytest"
+	"keda-p2/services/telemetry"
+	"keda-p2/services/telemetry/telemetrytest"
 )
 
 // publisher runs an observed publisher, until the test ends.
