@@ -254,7 +254,7 @@ func (s *system) running() int {
 func (s *system) waiting(ctx context.Context) (int, error) {
 	c := queue.Config{
 		Server: config.Server{Host: s.rabbitmq.Host, User: s.appEnv["RABBITMQ_USER"], Password: s.appEnv["RABBITMQ_PASSWORD"]},
-		Port:   s.rabbitmq.Port, VHost: "/", Queue: s.appEnv["RABBITMQ_QUEUE"],
+		Port:   config.Port(s.rabbitmq.Port), VHost: "/", Queue: s.appEnv["RABBITMQ_QUEUE"],
 	}
 	conn, err := queue.Dial(ctx, c, "chaos")
 	if err != nil {

@@ -73,13 +73,17 @@ func New(c Config) (*Scaler, error) {
 		c.Start = process.Start
 	}
 	s := &Scaler{c: c, env: env, stopping: make(chan struct{})}
+	var port config.Port
+	if err := port.Decode(cmp.Or(env["RABBITMQ_PORT"], "5672")); err != nil {
+		return nil, fmt.Errorf("RABBITMQ_PORT: %w", err)
+	}
 	s.connection = queue.Config{
 		Server: config.Server{
 			Host: cmp.Or(env["RABBITMQ_HOST"], "localhost"),
 			User: env["RABBITMQ_USER"], Password: env["RABBITMQ_PASSWORD"],
 			CAFile: env["RABBITMQ_CA_FILE"],
 		},
-		Port:  cmp.Or(env["RABBITMQ_PORT"], "5672"),
+		Port:  port,
 		VHost: cmp.Or(env["RABBITMQ_VHOST"], "/"),
 		Queue: c.Job.Queue,
 	}
