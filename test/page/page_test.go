@@ -68,6 +68,23 @@ func TestFiveEvents(t *testing.T) {
 	narrow.requireClean()
 }
 
+// A browser has six connections to a host, for all of its tabs together.
+func TestSevenTabs(t *testing.T) {
+	s := startSystem(t, 0)
+	tabs := []*tab{openTab(t, s.url, 1280, 900, "light")}
+	for len(tabs) < 7 {
+		tabs = append(tabs, newTab(t, tabs[0].ctx, s.url, 1280, 900, "light"))
+	}
+	last := tabs[len(tabs)-1]
+	last.click("#send-one")
+	last.becomes("sent.textContent", "1 of 1 accepted")
+	for _, p := range tabs {
+		p.show()
+		p.becomes(detail, "1 message: 0 waiting, 0 in work, 1 done, 0 dead.")
+		p.requireClean()
+	}
+}
+
 func TestAJobThatIsKilled(t *testing.T) {
 	s := startSystem(t, 6*time.Second)
 	p := openTab(t, s.url, 1280, 900, "light")
