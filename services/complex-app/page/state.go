@@ -21,7 +21,7 @@ const (
 	maxDead    = 200  // dead letters, the oldest ones
 	maxSamples = 2000 // changes of the queue's depth
 	maxRuns    = 10   // attempts of one message
-	maxBytes   = 300  // of a name, a content, a body, a reason
+	maxBytes   = 300  // of a name, a content, an error, a body, a reason
 	maxAnswers = 16   // encoded at the same time
 
 	// tooOld is the age from which on a look says nothing any more: the server is down.
@@ -40,7 +40,7 @@ const (
 )
 
 // states are those of a record, in the order in which they are forgotten.
-var states = []records.Status{records.Done, records.Processing}
+var states = []records.Status{records.Done, records.Failed, records.Retrying, records.Processing}
 
 // Status is the answer to GET /status. What is not known is null.
 type Status struct {
@@ -262,7 +262,7 @@ func (s *state) status() *Status {
 		return st
 	}
 	st.MongoDB, st.Records = "up", s.stored
-	// A dead letter's record may say that a Job works on it: none does any more.
+	// RabbitMQ may have given a message up whose record says that a Job works on it.
 	dead := map[string]bool{}
 	for _, d := range s.letters {
 		dead[d.ID] = true
@@ -326,7 +326,7 @@ func (s *state) changesAfter(after uint64) changes {
 
 func newRecord(r records.Record) record {
 	runs := slices.SortedFunc(slices.Values(r.Runs), func(a, b records.Run) int { return a.ClaimedAt.Compare(b.ClaimedAt) })
-	r.Name, r.Content, r.Runs = shorten(r.Name), shorten(r.Content), nil
+	r.Name, r.Content, r.Error, r.Runs = shorten(r.Name), shorten(r.Content), shorten(r.Error), nil
 	return record{Record: r, Runs: runs[max(0, len(runs)-maxRuns):], ChangedAt: r.ChangedAt}
 }
 

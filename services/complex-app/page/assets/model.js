@@ -8,7 +8,7 @@ const claimPatience = 10_000; // from leaving the queue until there is a record
 // The states of a message, as a sentence counts them. A new one needs a line here, one in
 // #fromRecord, and where its bar has a look of its own a phase in timeline.js, and a
 // colour in style.css and in the legend.
-export const states = { waiting: "waiting", processing: "in work", done: "done", dead: "dead" };
+export const states = { waiting: "waiting", processing: "in work", retrying: "retrying", done: "done", failed: "failed" };
 
 export class Model {
   records = new Map();
@@ -44,7 +44,7 @@ export class Model {
     if (changes.dead) this.#setDead(changes.dead);
     for (const record of this.records.values()) {
       if (this.records.size <= kept) break;
-      if (record.status === "done") this.records.delete(record.id);
+      if (record.status === "done" || record.status === "failed") this.records.delete(record.id);
     }
     this.#forgetSent();
   }
@@ -61,7 +61,7 @@ export class Model {
     this.#died = new Map();
     this.dead = letters.map((letter) => {
       // neither an id nor a body is certain to be there only once
-      const same = letter.id || letter.body, n = times.get(same) ?? 0;
+      const same = letter.id ? `id ${letter.id}` : `body ${letter.body}`, n = times.get(same) ?? 0;
       times.set(same, n + 1);
       this.#sent.delete(letter.id);
       return { ...letter, key: `${n} ${same}` };
@@ -92,9 +92,10 @@ export class Model {
 
   isDead(id) { return this.dead.some((letter) => letter.id === id); }
 
-  // state is the record's status as the tables show it.
+  // state is the record's status, unless RabbitMQ has given its message up: then no Job
+  // was left to say so.
   state(record) {
-    return record.status === "processing" && this.isDead(record.id) ? "dead" : record.status;
+    return record.status === "processing" && this.isDead(record.id) ? "failed" : record.status;
   }
 
   // messages returns everything that has a row in the timeline, in the order of
@@ -111,7 +112,7 @@ export class Model {
       const to = letter.deadAt || letter.sentAt;
       if (this.records.has(letter.id) || !to) continue; // without a time it has no place here
       all.push({
-        key: `dead ${letter.key}`, name: nameOf(letter), job: letter.job, state: "dead", attempts: letter.attempts, reason: letter.reason,
+        key: `dead ${letter.key}`, name: nameOf(letter), job: letter.job, state: "failed", attempts: letter.attempts, reason: letter.reason,
         bars: [{ phase: "failed", from: Math.min(letter.sentAt || to, to), to: to + 1 }],
       });
     }
@@ -134,14 +135,18 @@ export class Model {
     });
     const last = runs.at(-1), died = this.#died.get(record.id);
     if (record.status === "done") add("done", at, Math.max(record.finishedAt, at + 1), last);
-    else if (letter) add("failed", at, Math.max(died, at + 1), last);
+    else if (record.status === "failed") add("failed", at, Math.max(record.changedAt, at + 1), last);
+    else if (record.status === "retrying") {
+      add("failed", at, Math.max(record.changedAt, at + 1), last);
+      bars.push({ phase: "retrying", from: Math.max(record.changedAt, at + 1) });
+    } else if (letter) add("failed", at, Math.max(died, at + 1), last);
     else if (died > at) { // sent back, and not claimed yet
       add("failed", at, died, last);
       bars.push({ phase: "waiting", from: died });
     } else bars.push({ phase: "working", from: at, run: last });
     return {
       key: record.id, name: record.name, job: record.job, attempts: record.attempts, bars,
-      state: letter && record.status !== "done" ? "dead" : record.status, reason: letter?.reason,
+      state: this.state(record), reason: letter?.reason ?? record.error,
     };
   }
 

@@ -29,9 +29,9 @@ function showRecords(model, limit) {
     (!text || [record.name, record.content, record.job, record.id].some((field) => field.toLowerCase().includes(text))));
   found.sort((a, b) => b.storedAt - a.storedAt);
   fill($("rows"), found.slice(0, limit), (record) => record.id, (record) => {
-    const last = record.runs?.at(-1);
+    const last = record.runs?.at(-1), state = model.state(record), why = ["retrying", "failed"].includes(state) && record.error;
     return [
-      record.name, record.content, model.state(record), record.attempts,
+      record.name, record.content, why ? `${state}: ${why}` : state, record.attempts,
       record.sentAt ? new Date(record.sentAt).toLocaleTimeString([], { hour12: false }) : "",
       record.sentAt ? seconds(Math.max(record.storedAt - record.sentAt, 0)) : "",
       record.finishedAt ? seconds(Math.max(record.finishedAt - (last?.claimedAt ?? record.storedAt), 0)) : "",
@@ -49,14 +49,15 @@ function showDead(model) {
   $("dead-found").textContent = all > model.dead.length && model.dead.length > 0 ? `The first ${model.dead.length} of ${all.toLocaleString("en")}.` : "";
   $("some-dead").hidden = model.dead.length === 0 && $("redriven").textContent === "";
   fill($("dead-rows"), model.dead, (letter) => letter.key, (letter) => [
-    letter.body, letter.reason, letter.attempts, letter.job, letter.deadAt ? new Date(letter.deadAt).toLocaleString([], { hour12: false }) : "",
+    letter.body, letter.reason, letter.attempts || "", letter.job, letter.deadAt ? new Date(letter.deadAt).toLocaleString([], { hour12: false }) : "",
   ], (letter, row) => {
+    const cell = row.insertCell();
     if (!letter.id) return; // one without an id can only go with all the others
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = "Send back";
     button.addEventListener("click", () => redrive(letter.id, `Send the dead letter “${nameOf(letter)}” back to the queue?`));
-    row.insertCell().append(button);
+    cell.append(button);
   });
 }
 

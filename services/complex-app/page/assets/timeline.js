@@ -10,6 +10,7 @@ const phases = {
   waiting: { height: 0.3, words: (took, { to }) => to ? `waited ${took}` : `waiting for ${took}` },
   starting: { height: 0.6, words: (took) => `its Job took ${took} to start` },
   working: { height: 0.85, words: (took) => `working for ${took}` },
+  retrying: { height: 0.3, words: (took) => `waiting for another attempt for ${took}` },
   done: { height: 0.85, words: (took) => `done after ${took} of work` },
   failed: { height: 0.85, words: (took, { run }) => `failed after at most ${took}${run ? ` in ${run.job}` : ""}`, hatched: true },
 };
@@ -231,5 +232,5 @@ const ends = (bars, now) => bars.at(-1).to ?? now;
 
 function sentence({ name, job, attempts, bars, state, reason }, now) {
   const parts = bars.map((bar) => phases[bar.phase].words(seconds((bar.to ?? now) - bar.from), bar));
-  return `${name}: ${parts.join(", ")}${attempts > 1 ? `; attempt ${attempts}` : ""}${job ? `; Job ${job}` : ""}${state === "dead" ? `; dead: ${reason}` : ""}.`;
+  return `${name}: ${parts.join(", ")}${attempts > 1 ? `; attempt ${attempts}` : ""}${job ? `; Job ${job}` : ""}${state !== "done" && reason ? `; reason: ${reason}` : ""}.`;
 }
