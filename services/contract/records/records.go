@@ -88,10 +88,10 @@ type Record struct {
 // Run is one Job's work on a message. A record has one for each attempt that got
 // as far as storing, in no certain order.
 type Run struct {
-	Job       string    `bson:"job"`       // the pod
-	Attempt   int       `bson:"attempt"`   // from 1; two runs have the same one when a Job was told to stop
-	StartedAt time.Time `bson:"startedAt"` // when the Job began to look for a message
-	ClaimedAt time.Time `bson:"claimedAt"` // when it got this one
+	Job       string    `bson:"job" json:"job"`             // the pod
+	Attempt   int       `bson:"attempt" json:"attempt"`     // from 1; two runs have the same one when a Job was told to stop
+	StartedAt time.Time `bson:"startedAt" json:"startedAt"` // when the Job began to look for a message
+	ClaimedAt time.Time `bson:"claimedAt" json:"claimedAt"` // when it got this one
 }
 
 // Store reads and writes records.
