@@ -97,6 +97,15 @@ func (s *Store) Finished(ctx context.Context, since time.Time) iter.Seq2[Record,
 		SetBatchSize(finishedBatch))
 }
 
+// LastFinished returns when the record that was done last became so, by the server's
+// clock, or the zero time when there is none.
+func (s *Store) LastFinished(ctx context.Context) (time.Time, error) {
+	for r, err := range s.Changed(ctx, time.Time{}, 1, Done) {
+		return r.ChangedAt, err
+	}
+	return time.Time{}, nil
+}
+
 // Newest returns when the event of the record that was stored last was sent. The
 // queue is FIFO, so nearly all events sent before it have been claimed. The zero time
 // means that there is no record.
@@ -114,13 +123,17 @@ func (s *Store) Newest(ctx context.Context) (sentAt time.Time, err error) {
 	return r.SentAt, nil
 }
 
-// Unfinished counts the records that are not done.
-func (s *Store) Unfinished(ctx context.Context) (int64, error) {
-	n, err := s.collection.CountDocuments(ctx, bson.D{{Key: "status", Value: Processing}})
-	if err != nil {
-		return 0, fmt.Errorf("count unfinished records: %w", err)
+// CountByStatus counts the records with each of the given states.
+func (s *Store) CountByStatus(ctx context.Context, states ...Status) (map[Status]int64, error) {
+	counts := map[Status]int64{}
+	for _, status := range states {
+		n, err := s.collection.CountDocuments(ctx, bson.D{{Key: "status", Value: status}})
+		if err != nil {
+			return nil, fmt.Errorf("count records: %w", err)
+		}
+		counts[status] = n
 	}
-	return n, nil
+	return counts, nil
 }
 
 // Count returns how many records there are. It looks at none of them.
