@@ -86,6 +86,8 @@ func New(c Config) (*Scaler, error) {
 		Port:  port,
 		VHost: cmp.Or(env["RABBITMQ_VHOST"], "/"),
 		Queue: c.Job.Queue,
+		// it declares no queue, so their arguments do not matter
+		MaxAttempts: 1, RetryMin: time.Second, RetryMax: time.Second,
 	}
 	if tls := env["RABBITMQ_TLS"]; tls != "" {
 		if s.connection.TLS, err = strconv.ParseBool(tls); err != nil {
