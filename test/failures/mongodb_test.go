@@ -19,6 +19,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	_ "modernc.org/sqlite"
 
+	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/records"
 	"keda-p2/services/sandbox/infra"
 )
@@ -163,7 +164,7 @@ func TestMongoDBRefusesToWrite(t *testing.T) {
 	server, err := infra.StartFerretDB(dir)
 	require.NoError(t, err)
 	t.Cleanup(server.Close)
-	db := records.Config{Port: server.Port, DB: "db", Collection: "c", AuthSource: "admin"}
+	db := records.Config{Port: config.Port(server.Port), DB: "db", Collection: "c", AuthSource: "admin"}
 	db.Host = server.Host
 
 	for verb, step := range map[string]string{"INSERT": "store record", "UPDATE": "finish record"} {
