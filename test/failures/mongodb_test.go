@@ -222,7 +222,7 @@ func TestMongoDBGoesAwayHalfWayThroughData(t *testing.T) {
 	for i := range many {
 		many[i] = records.Record{ID: fmt.Sprintf("id-%03d", i), Name: "name", Content: strings.Repeat("x", 1000), StoredAt: time.Now()}
 	}
-	client, err := mongo.Connect(options.Client().ApplyURI("mongodb://" + net.JoinHostPort(db.Host, db.Port)))
+	client, err := mongo.Connect(options.Client().ApplyURI("mongodb://" + net.JoinHostPort(db.Host, string(db.Port))))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Disconnect(context.Background()) })
 	_, err = client.Database(db.DB).Collection(db.Collection).InsertMany(t.Context(), many)
