@@ -21,9 +21,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"keda-p2/services/telemetry/telemetrytest"
 	"keda-p2/services/sandbox/freeport"
 	"keda-p2/services/sandbox/process"
+	"keda-p2/services/telemetry/telemetrytest"
 )
 
 const (
