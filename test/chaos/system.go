@@ -295,7 +295,7 @@ func (s *system) ask(ctx context.Context, method, path string, answer any) error
 // stored reads the records from the database itself.
 func (s *system) stored(ctx context.Context) (all []records.Record, err error) {
 	store, err := records.Open(records.Config{
-		Server: config.Server{Host: s.mongodb.Host}, Port: s.mongodb.Port,
+		Server: config.Server{Host: s.mongodb.Host}, Port: config.Port(s.mongodb.Port),
 		DB: s.appEnv["MONGODB_DB"], Collection: s.appEnv["MONGODB_COLLECTION"],
 	}, "chaos")
 	if err != nil {
