@@ -46,7 +46,7 @@ func named(t *testing.T, spans tracetest.SpanStubs, name string) (found tracetes
 	for _, s := range spans {
 		if s.Name == name {
 			for _, a := range s.Attributes {
-				attributes[a.Key] = a.Value.Emit()
+				attributes[a.Key] = a.Value.String()
 			}
 			return s, attributes
 		}
