@@ -83,14 +83,12 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	var (
 		events      eventPublisher = publisher
 		middlewares []func(http.Handler) http.Handler
-		metrics     http.Handler = http.NotFoundHandler()
 	)
 	registry := observe.NewRegistry()                                            // optional: observe
 	events = observe.NewPublisher(publisher, s.RabbitMQ.Queue, registry, traces) // optional: observe
 	middlewares = append(middlewares, observe.HTTP(registry, traces))            // optional: observe
 	observe.Ready(registry, publisher.Ready, store.Ping)                         // optional: observe
 	observe.Records(registry, store, log)                                        // optional: observe
-	metrics = observe.Handler(registry)                                          // optional: observe
 	router := api.New(events, store, deadLetters, log, middlewares...)
 	counter := &queue.Counter{Config: s.RabbitMQ, Name: "complex-app's page"} // optional: page
 	view := page.New(publisher, counter, store, deadLetters, log)             // optional: page
@@ -103,7 +101,9 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	running.Go(func() { createIndexes(background, store, log) })
 	running.Go(func() { view.Run(background) }) // optional: page
 
-	server, admin := newServer(router, log), newServer(adminRouter(metrics, router), log)
+	adminRoutes := newAdminRouter(router)
+	adminRoutes.Handle("GET /metrics", observe.Handler(registry)) // optional: observe
+	server, admin := newServer(router, log), newServer(adminRoutes, log)
 	failed := make(chan error, 2)
 	go func() { failed <- server.Serve(listener) }()
 	if adminListener != nil {
