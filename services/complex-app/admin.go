@@ -4,8 +4,6 @@ import (
 	"log/slog"
 	"net/http"
 	"time"
-
-	"github.com/go-chi/chi/v5"
 )
 
 const (
@@ -30,9 +28,10 @@ func newServer(h http.Handler, log *slog.Logger) *http.Server {
 // which no Service names, because they are for the cluster and not for clients. It
 // answers as long as the process lives, also while requests in flight end.
 func adminRouter(metrics, api http.Handler) http.Handler {
-	r := chi.NewRouter()
-	r.Method(http.MethodGet, "/metrics", metrics)
-	r.Method(http.MethodGet, "/healthz", api)
-	r.Method(http.MethodGet, "/readyz", api)
-	return r
+	// not chi's router: the API's would take its routes for part of their own
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.Handle("GET /healthz", api)
+	mux.Handle("GET /readyz", api)
+	return mux
 }

@@ -65,8 +65,8 @@ var errNotDone = errors.New("the message is not done")
 // RabbitMQ has the acknowledgement.
 func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	began := time.Now()
-	traces, stopTraces := telemetry.StartTraces(ctx, "processor-job", version, log)
-	defer stopTraces()
+	traces := telemetry.StartTraces(ctx, "processor-job", version, log)
+	defer traces.Stop()
 	store, err := records.Open(s.MongoDB, "processor-job")
 	if err != nil {
 		return err
