@@ -26,7 +26,7 @@ up: build ## the same without an end: prints an address, Ctrl-C takes it down
 .PHONY: build
 build: ## build the programs into bin/
 	@echo "building into bin/ (the first time takes some minutes: SQLite is compiled too)"
-	@CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ \
+	@CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ \
 		./services/complex-app ./services/processor-job ./services/sandbox/cmd/sandbox
 
 .PHONY: test
