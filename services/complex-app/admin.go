@@ -1,32 +1,36 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
+	"time"
 )
 
-// startAdmin serves the metrics and the API's health on an address of their own,
-// which no Service names: they are the cluster's affair. It answers as long as the
-// process lives, also while requests in flight end.
-func startAdmin(addr string, metrics, api http.Handler, log *slog.Logger) (stop func(), err error) {
-	if addr == "" {
-		return func() {}, nil
+const (
+	readHeaderTimeout = 5 * time.Second
+	idleTimeout       = 2 * time.Minute
+	// maxHeaderBytes leaves room for the longest query, of 64 KiB, and little more: by
+	// default each of many connections could fill 1 MB.
+	maxHeaderBytes = 72 << 10
+)
+
+func newServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
-	listener, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("ADMIN_ADDR: %w", err)
-	}
+}
+
+// newAdminRouter serves the API's health, and main adds the metrics. They have a port of
+// their own, which no Service names, because they are for the cluster and not for clients.
+// It answers as long as the process lives, also while requests in flight end.
+func newAdminRouter(api http.Handler) *http.ServeMux {
+	// not chi's router: the API's would take its routes for part of their own
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", metrics)
 	mux.Handle("GET /healthz", api)
 	mux.Handle("GET /readyz", api)
-	server := &http.Server{
-		Handler: mux, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
-	go server.Serve(listener) //nolint:errcheck // it ends with ErrServerClosed
-	log.Info("serving metrics", "address", listener.Addr().String())
-	return func() { _ = server.Close() }, nil
+	return mux
 }

@@ -12,29 +12,26 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
 	"keda-p2/services/complex-app/api"
-	"keda-p2/services/complex-app/live"
-	"keda-p2/services/complex-app/metrics"
-	"keda-p2/services/complex-app/observe"
-	"keda-p2/services/complex-app/page"
+	"keda-p2/services/complex-app/observe" // optional: observe
+	"keda-p2/services/complex-app/page"    // optional: page
+	"keda-p2/services/contract"
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
-	"keda-p2/services/contract/telemetry"
+	"keda-p2/services/telemetry"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 const (
-	readHeaderTimeout = 5 * time.Second
-	idleTimeout       = 2 * time.Minute
 	indexRetry        = 2 * time.Second
-	closeTimeout      = 5 * time.Second
+	mongoCloseTimeout = 5 * time.Second
 )
 
 func main() {
@@ -49,11 +46,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "complex-app:", err)
 		os.Exit(1)
 	}
-	// The heap in use is a few megabytes: with Go's default the collector would run
-	// dozens of times a second under load. GOMEMLIMIT still holds.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
-	}
 	log := telemetry.NewLogger(os.Stdout, s.LogLevel, s.LogFormat)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -63,74 +55,94 @@ func main() {
 	}
 }
 
-// run serves until ctx ends. Then it takes no new request, finishes those in
-// flight with their confirms, and only after that closes the connections.
+// run serves until ctx ends. First it makes all that can fail, so that a mistake ends
+// the process at once; then it starts what runs beside the requests; then it serves.
+// No server has to be there yet: the service is not ready until they are.
+//
+// To do without the metrics and traces of requests, or without the page, delete their
+// folder and the lines that are marked as optional.
 func run(ctx context.Context, s settings, log *slog.Logger) error {
-	tracing := telemetry.Open(os.Getenv, "complex-app", version, log)
-	defer tracing.Close() // last: the requests in flight have their spans
-
+	traces := telemetry.StartTraces(ctx, "complex-app", version, log)
 	store, err := records.Open(s.MongoDB, "complex-app")
 	if err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-		defer cancel()
-		_ = store.Close(ctx) // nothing is in flight any more
-	}()
-
-	// the connections outlive ctx: requests in flight still need them
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	publisher := queue.NewPublisher(s.RabbitMQ, "complex-app", s.ConfirmTimeout, log)
-	registry := &metrics.Registry{}
-	observed := observe.NewPublisher(publisher, s.RabbitMQ.Queue, registry, tracing)
-	observe.Ready(registry, publisher.Ready, store.Ping)
-	observe.AddRecords(registry, store, log)
-	published, indexed := make(chan struct{}), make(chan struct{})
-	go func() { defer close(published); publisher.Run(background) }()
-	go func() { defer close(indexed); createIndexes(background, store, log) }()
-	defer func() { stop(); <-published; <-indexed }()
-
 	listener, err := net.Listen("tcp", s.HTTPAddr)
 	if err != nil {
 		return fmt.Errorf("HTTP_ADDR: %w", err)
 	}
-	files, err := page.Files()
-	if err != nil {
-		return err
+	var adminListener net.Listener
+	if s.AdminAddr != "" {
+		if adminListener, err = net.Listen("tcp", s.AdminAddr); err != nil {
+			return fmt.Errorf("ADMIN_ADDR: %w", err)
+		}
 	}
-	dead := queue.DeadLetterQueue{Config: s.RabbitMQ}
-	view := live.New(publisher, &queue.Counter{Config: s.RabbitMQ, Name: "complex-app's page"}, store, dead, log)
-	defer view.Close() // before the connections are closed
-	handler := api.New(ctx, observed, store, dead, view, files, log, observe.HTTP(registry, tracing))
-	stopAdmin, err := startAdmin(s.AdminAddr, registry, handler, log)
-	if err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	defer stopAdmin()
-	server := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: readHeaderTimeout,
-		IdleTimeout:       idleTimeout,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
-	server.RegisterOnShutdown(view.Close) // else the open pages would hold it up
-	failed := make(chan error, 1)
+
+	publisher := queue.NewPublisher(s.RabbitMQ, "complex-app", s.ConfirmTimeout, log)
+	deadLetters := queue.DeadLetterQueue{Config: s.RabbitMQ}
+	var (
+		events      eventPublisher = publisher
+		middlewares []func(http.Handler) http.Handler
+	)
+	registry := observe.NewRegistry()                                            // optional: observe
+	events = observe.NewPublisher(publisher, s.RabbitMQ.Queue, registry, traces) // optional: observe
+	middlewares = append(middlewares, observe.HTTP(registry, traces))            // optional: observe
+	observe.Ready(registry, publisher.Ready, store.Ping)                         // optional: observe
+	observe.Records(registry, store, log)                                        // optional: observe
+	router := api.New(events, store, deadLetters, log, middlewares...)
+	counter := &queue.Counter{Config: s.RabbitMQ, Name: "complex-app's page"} // optional: page
+	view := page.New(publisher, counter, store, deadLetters, log)             // optional: page
+	view.Mount(router)                                                        // optional: page
+
+	// These outlive ctx: requests in flight still need the connections.
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() { publisher.Run(background) })
+	running.Go(func() { createIndexes(background, store, log) })
+	running.Go(func() { view.Run(background) }) // optional: page
+
+	adminRoutes := newAdminRouter(router)
+	adminRoutes.Handle("GET /metrics", observe.Handler(registry)) // optional: observe
+	server, admin := newServer(router, log), newServer(adminRoutes, log)
+	failed := make(chan error, 2)
 	go func() { failed <- server.Serve(listener) }()
+	if adminListener != nil {
+		go func() { failed <- admin.Serve(adminListener) }()
+		log.Info("serving metrics", "address", adminListener.Addr().String())
+	}
 	log.Info("listening", "address", listener.Addr().String(), "version", version)
 
 	select {
-	case err := <-failed:
-		return err
+	case err = <-failed:
 	case <-ctx.Done():
+		log.Info("shutting down", "reason", context.Cause(ctx).Error())
 	}
-	log.Info("shutting down", "reason", context.Cause(ctx).Error())
-	deadline, cancel := context.WithTimeout(background, s.ShutdownTimeout)
-	defer cancel()
-	if err := server.Shutdown(deadline); err != nil {
-		return errors.Join(fmt.Errorf("requests in flight after %s: %w", s.ShutdownTimeout, err), server.Close())
+	// Each step needs those after it: requests in flight still publish and read.
+	for _, step := range []struct {
+		name    string
+		timeout time.Duration
+		stop    func(context.Context) error
+	}{
+		{"finish the requests in flight", s.ShutdownTimeout, server.Shutdown},
+		{"close the connections that remain", 0, func(context.Context) error { return server.Close() }},
+		{"end what runs beside them, and RabbitMQ's connections", 0, func(context.Context) error { stopBackground(); running.Wait(); return nil }},
+		{"close MongoDB's connections", mongoCloseTimeout, store.Close},
+		{"end the health checks and metrics", 0, func(context.Context) error { return admin.Close() }},
+		{"deliver the traces", 0, func(context.Context) error { traces.Stop(); return nil }},
+	} {
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), step.timeout)
+		if stopping := step.stop(limited); stopping != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", step.name, stopping))
+		}
+		cancel()
 	}
-	return nil
+	return err
+}
+
+// eventPublisher is what the API needs, with metrics and traces around it or without.
+type eventPublisher interface {
+	Publish(context.Context, contract.Message) error
+	Ready() error
 }
 
 // createIndexes tries until MongoDB is there and has them.

@@ -7,7 +7,7 @@ import (
 
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
-	"keda-p2/services/contract/telemetry"
+	"keda-p2/services/telemetry"
 )
 
 // settings are the variables of complex-app.

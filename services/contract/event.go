@@ -1,25 +1,29 @@
 // Package contract holds what complex-app and processor-job must agree on: the
-// event here, RabbitMQ's topology in queue, MongoDB's records in records and
-// the reading of variables in config.
+// event here, the messages and queues of RabbitMQ in queue, the records of MongoDB
+// in records, and the variables that both services read in config.
+//
+// A line belongs here when changing it for one service only would be noticed by
+// the other. Both ends of each agreement live here, so that one test holds them
+// together: the publisher and the consumer, the writer of a record and its readers.
 package contract
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
-	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // MaxEventBytes bounds an event: its name and content together, in bytes.
 const MaxEventBytes = 64 << 10
 
 // ErrInvalid marks an event that can never be processed, however often it is
-// tried. The error's text says what is wrong in words for whoever sent it.
+// tried. The error's text tells the sender what is wrong.
 var ErrInvalid = errors.New("invalid event")
 
 // Event is the body of a message, as JSON: {"name":"…","content":"…"}.
@@ -28,14 +32,14 @@ type Event struct {
 	Content string `json:"content"`
 }
 
-// Message is an event on its way. ID and SentAt travel as the AMQP properties
-// message-id and timestamp (whole seconds), and in a header with milliseconds.
+// Message is an event on its way through RabbitMQ.
 type Message struct {
 	Event
+	// ID names the event for ever: every delivery of the message carries the same
+	// one, and it is the record's id. Use it to make repeated work harmless.
 	ID     string
-	SentAt time.Time
-	// Trace are the W3C's headers of the span that sends the message. They stay
-	// with it in the queue, as a dead letter and after a redrive.
+	SentAt time.Time // zero when the sender did not say
+	// Trace holds the W3C trace context headers of the span that sent the message.
 	Trace map[string]string
 }
 
@@ -56,70 +60,58 @@ func (e Event) Validate() error {
 	return nil
 }
 
-// Encode returns the event as JSON. Characters such as < and & stay as they
-// are: the body is read by programs, not by browsers.
-func (e Event) Encode() ([]byte, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(e); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
-}
+// Encode returns the event as JSON.
+func (e Event) Encode() ([]byte, error) { return json.Marshal(e) }
 
-// JSON writes a character beyond U+FFFF as a pair of escapes. Half of a pair is no
-// character, and encoding/json would replace it silently.
-var (
-	pair = regexp.MustCompile(`(?i)\\\\|\\ud[89ab]..\\ud[c-f]..`) // or an escaped backslash
-	half = regexp.MustCompile(`(?i)\\ud[89a-f]`)                  // JSON's u is always a small one
-)
-
-// Decode reads one valid event from JSON, as Unmarshal does.
+// Decode reads one valid event from a request. An unknown field is an error:
+// a misspelt one would be lost silently.
 func Decode(body []byte) (Event, error) {
 	var e Event
-	if err := Unmarshal(body, &e, "name and content"); err != nil {
+	if err := unmarshal(body, &e, json.RejectUnknownMembers(true)); err != nil {
 		return Event{}, err
 	}
 	return e, e.Validate()
 }
 
-// Unmarshal reads one JSON object into a struct whose fields are those named. It
-// is strict, because whatever it passed over would be lost without a word: an
-// unknown field, a second value, invalid UTF-8 or half a character is an
-// ErrInvalid.
-func Unmarshal(body []byte, into any, fields string) error {
-	// encoding/json would replace invalid UTF-8 silently
-	if !utf8.Valid(body) {
-		return fmt.Errorf("%w: the JSON is not valid UTF-8", ErrInvalid)
+// DecodeMessage reads one valid event from a message. It ignores unknown fields: a
+// producer that was upgraded first must not fill the dead-letter queue.
+func DecodeMessage(body []byte) (Event, error) {
+	var e Event
+	if err := unmarshal(body, &e); err != nil {
+		return Event{}, err
 	}
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(into); err != nil {
-		return fmt.Errorf("%w: %s", ErrInvalid, explain(err, fields))
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return fmt.Errorf("%w: there is more after the JSON object", ErrInvalid)
-	}
-	if bytes.Contains(body, []byte(`\u`)) && half.Match(pair.ReplaceAll(body, []byte(" "))) {
-		return fmt.Errorf(`%w: there is half a character, such as \ud83d without its other half`, ErrInvalid)
+	return e, e.Validate()
+}
+
+// unmarshal reads exactly one JSON value. The library refuses duplicate names,
+// names in another case, invalid UTF-8 and half surrogate pairs, all of which
+// encoding/json would change or drop silently. A byte order mark is ignored, as
+// RFC 8259 allows.
+func unmarshal(body []byte, into any, options ...json.Options) error {
+	body = bytes.TrimPrefix(body, []byte("\ufeff"))
+	if err := json.Unmarshal(body, into, options...); err != nil {
+		return fmt.Errorf("%w: %s", ErrInvalid, explain(err))
 	}
 	return nil
 }
 
-// explain puts a decoding error into words that name no Go type.
-func explain(err error, fields string) string {
-	var wrongType *json.UnmarshalTypeError
+// explain describes a decoding error without naming a Go type.
+func explain(err error) string {
+	var meaning *json.SemanticError
+	var syntax *jsontext.SyntacticError
 	switch {
-	case errors.As(err, &wrongType) && wrongType.Field != "":
-		return fmt.Sprintf("%s is a JSON %s, not a string", wrongType.Field, wrongType.Value)
-	case errors.As(err, &wrongType):
-		return fmt.Sprintf(`a JSON %s, not an object such as {"name":"…","content":"…"}`, wrongType.Value)
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &meaning):
+		return fmt.Sprintf("unknown field %.80q; only name and content are allowed", meaning.JSONPointer.LastToken())
+	case errors.As(err, &meaning) && meaning.JSONPointer != "":
+		return fmt.Sprintf("%.80s is not a JSON string", meaning.JSONPointer.LastToken())
+	case errors.As(err, &meaning):
+		return `not a JSON object such as {"name":"…","content":"…"}`
+	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntax):
+		return fmt.Sprintf("%.80s is given more than once", syntax.JSONPointer.LastToken())
+	case errors.Is(err, io.ErrUnexpectedEOF):
 		return "the JSON ends too early"
+	case errors.As(err, &syntax):
+		return fmt.Sprintf("not JSON: %.200s at byte %d", syntax.Err, syntax.ByteOffset)
 	}
-	if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		return fmt.Sprintf("unknown field %.80s; only %s are allowed", field, fields)
-	}
-	return "not JSON: " + err.Error()
+	return "not JSON"
 }

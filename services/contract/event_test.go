@@ -28,16 +28,19 @@ func TestDecode(t *testing.T) {
 		{name: "no name", body: `{"content":"b"}`, problem: "name is missing"},
 		{name: "null", body: `null`, problem: "name is missing"},
 		{name: "empty name", body: `{"name":"","content":"b"}`, problem: "name is missing"},
-		{name: "a number for the name", body: `{"name":1}`, problem: "name is a JSON number, not a string"},
-		{name: "an array", body: `[{"name":"a"}]`, problem: "a JSON array, not an object"},
+		{name: "a number for the name", body: `{"name":1}`, problem: "name is not a JSON string"},
+		{name: "an array", body: `[{"name":"a"}]`, problem: "not a JSON object"},
 		{name: "an unknown field", body: `{"name":"a","contents":"b"}`, problem: `unknown field "contents"`},
-		{name: "two events", body: `{"name":"a"}{"name":"b"}`, problem: "more after"},
+		{name: "a name given twice", body: `{"name":"a","name":"b"}`, problem: "name is given more than once"},
+		{name: "a name in another case", body: `{"Name":"a"}`, problem: `unknown field "Name"`},
+		{name: "a byte order mark", body: "\ufeff" + `{"name":"a"}`, want: contract.Event{Name: "a"}},
+		{name: "two events", body: `{"name":"a"}{"name":"b"}`, problem: "after top-level value"},
 		{name: "an unknown field with a long name", body: `{"` + long + `":1}`, problem: "only name and content"},
 		{name: "a pair of escapes", body: `{"name":"\ud83d\uDE00 \\ud83d"}`, want: contract.Event{Name: `😀 \ud83d`}},
-		{name: "half a pair", body: `{"name":"a","content":"\ud83d"}`, problem: "half a character"},
-		{name: "two halves in the wrong order", body: `{"name":"\ude00\ud83d"}`, problem: "half a character"},
-		{name: "an escaped backslash and half a pair", body: `{"name":"\\\uD83D"}`, problem: "half a character"},
-		{name: "invalid UTF-8", body: "{\"name\":\"a\xff\"}", problem: "not valid UTF-8"},
+		{name: "half a pair", body: `{"name":"a","content":"\ud83d"}`, problem: "invalid surrogate pair"},
+		{name: "two halves in the wrong order", body: `{"name":"\ude00\ud83d"}`, problem: "invalid surrogate pair"},
+		{name: "an escaped backslash and half a pair", body: `{"name":"\\\uD83D"}`, problem: "invalid surrogate pair"},
+		{name: "invalid UTF-8", body: "{\"name\":\"a\xff\"}", problem: "invalid UTF-8"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -52,6 +55,17 @@ func TestDecode(t *testing.T) {
 			require.Less(t, len(err.Error()), 500, "it goes into a header and a log")
 			require.NotContains(t, err.Error(), "contract.Event", "a Go type tells the sender nothing")
 		})
+	}
+}
+
+func TestAMessageMayHaveFieldsThatWeDoNotKnow(t *testing.T) {
+	t.Parallel()
+	e, err := contract.DecodeMessage([]byte("\ufeff" + `{"name":"a","version":2,"content":"b"}`))
+	require.NoError(t, err)
+	require.Equal(t, contract.Event{Name: "a", Content: "b"}, e)
+	for _, body := range []string{`{"name":"a","name":"b"}`, `{"Name":"a"}`, `{"name":"\ud83d"}`, `[]`, ``} {
+		_, err := contract.DecodeMessage([]byte(body))
+		require.ErrorIs(t, err, contract.ErrInvalid, body)
 	}
 }
 

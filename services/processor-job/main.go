@@ -1,6 +1,10 @@
 // processor-job takes one message from RabbitMQ, stores it in MongoDB, works on
 // it, acknowledges it and exits. KEDA starts one such Job for each message. With
 // MESSAGES=0 it takes one message after the other, as a Deployment's pod does.
+//
+// Your own work goes into work.go. In the order in which they are used: main.go starts
+// and stops, settings.go has the variables, probe.go the pod's readiness, process.go
+// what is done with a message, retry.go the tries. trace.go is optional.
 package main
 
 import (
@@ -19,8 +23,7 @@ import (
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
-	"keda-p2/services/contract/telemetry"
-	"keda-p2/services/processor-job/worker"
+	"keda-p2/services/telemetry"
 )
 
 // version is set by the linker.
@@ -44,55 +47,55 @@ func main() {
 	log := telemetry.NewLogger(os.Stdout, s.LogLevel, s.LogFormat).With("job", s.PodName)
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM) // until the process ends
 	if err := run(ctx, s, log); err != nil {
-		worker.Report(log, err)
+		if err != errNotDone {
+			log.Error("failed", "reason", err.Error())
+		}
 		os.Exit(1)
 	}
 }
 
-// run processes as many messages as the settings say, one after the other. An
-// empty queue is not an error.
+// errNotDone is returned by run after process has logged why.
+var errNotDone = errors.New("the message is not done")
+
+// run processes as many messages as the settings say, one after the other. An empty
+// queue is not an error.
+//
+// What is opened first is closed last: the traces, so that the acknowledgement has its
+// span; then RabbitMQ, because the process must not call itself successful before
+// RabbitMQ has the acknowledgement.
 func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	began := time.Now()
-	tracing := telemetry.Open(os.Getenv, "processor-job", version, log)
-	defer tracing.Close() // last: by then the acknowledgement has its span
+	traces := telemetry.StartTraces(ctx, "processor-job", version, log)
+	defer traces.Stop()
 	store, err := records.Open(s.MongoDB, "processor-job")
 	if err != nil {
 		return err
 	}
-	closed := make(chan struct{})
-	closeStore := func() {
-		defer close(closed)
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-		defer cancel()
-		_ = store.Close(ctx) // nothing is in flight any more
-	}
-	defer func() { <-closed }()
-
 	probe := &probe{}
 	consumer, err := connect(ctx, s, store, probe, log)
 	if err != nil {
-		closeStore()
+		closeStore(store)
 		return err
 	}
-	// The process must not end, nor call itself successful, before RabbitMQ has
-	// the acknowledgement.
 	defer func() {
-		go closeStore() // at the same time
+		closed := make(chan struct{})
+		go func() { defer close(closed); closeStore(store) }() // at the same time
 		if closing := consumer.Close(); closing != nil && err == nil {
 			err = fmt.Errorf("close the connection to RabbitMQ: %w", closing)
 		}
+		<-closed
 	}()
 
-	tracer := &worker.Tracer{Tracing: tracing, Job: s.PodName, Queue: s.RabbitMQ.Queue, Collection: s.MongoDB.Collection}
-	tracer.Connected()
+	p := processor{store: store, work: s.work, job: s.PodName, workTimeout: s.WorkTimeout, retryTimeout: s.RetryTimeout, log: log}
+	var process func(context.Context, delivery, time.Time) outcome = p.process
+	process = traced(p, traces, s.RabbitMQ.Queue, s.MongoDB.Collection) // optional: trace.go
 	working, cancel := workingContext(ctx, s.StopGrace, consumer)
 	defer cancel()
-	w := worker.Worker{Store: tracer.Store(store), Job: s.PodName, ProcessingTime: s.ProcessingTime, RetryTimeout: s.RetryTimeout, Log: log, Trace: tracer}
 	if s.stays() {
-		probe.setReady() // for messages, not for one of them
+		probe.setReady() // a long-running worker is ready once it is connected
 	}
 	for taken := 0; s.stays() || taken < s.Messages; taken++ {
-		delivery, err := consumer.Claim(ctx, s.ClaimTimeout)
+		d, err := consumer.Claim(ctx, s.ClaimTimeout)
 		switch {
 		case s.stays() && errors.Is(err, queue.ErrEmpty):
 			began = time.Now()
@@ -107,22 +110,27 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 			return err
 		}
 		probe.setReady()
-		err = w.Process(working, delivery, began)
+		o := process(working, d, began)
 		began = time.Now() // to look for the next one
-		if s.stays() && errors.Is(err, worker.ErrDeadLetter) {
-			worker.Report(log, err) // this message has, others may not
-			continue
+		if s.stays() && (o == retried || o == deadLettered) {
+			continue // this message has failed, others may not
 		}
-		if err != nil {
-			return err
+		if o != done {
+			return errNotDone
 		}
 	}
 	return nil
 }
 
-// workingContext is for the message at hand. It outlives ctx, which ends with
-// SIGTERM, by the given time. It ends at once when the connection does, because
-// RabbitMQ then gives the message to somebody else.
+func closeStore(store *records.Store) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_ = store.Close(ctx) // nothing is in flight any more
+}
+
+// workingContext returns the context of the message at hand. It outlives ctx, which
+// ends with SIGTERM, by the given time. It ends at once when the connection does,
+// because RabbitMQ then gives the message to another worker.
 func workingContext(ctx context.Context, grace time.Duration, consumer *queue.Consumer) (context.Context, func()) {
 	working, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	go func() {
@@ -141,18 +149,17 @@ func workingContext(ctx context.Context, grace time.Duration, consumer *queue.Co
 	return working, func() { cancel(nil) }
 }
 
-// connect reaches MongoDB and RabbitMQ and starts the probe, all at once. No message
-// is claimed before MongoDB answers, so an outage costs no message one of its
-// attempts.
-func connect(ctx context.Context, s settings, store *records.Store, probe *probe, log *slog.Logger) (*queue.Consumer, error) {
+// connect connects to MongoDB and RabbitMQ and starts the probe, all at once. No
+// message is claimed before MongoDB answers: an outage costs no message an attempt.
+func connect(ctx context.Context, s settings, store *records.Store, p *probe, log *slog.Logger) (*queue.Consumer, error) {
 	var consumer *queue.Consumer
 	all, ctx := errgroup.WithContext(ctx)
-	all.Go(func() error { return probe.start(s.ProbeAddr) })
+	all.Go(func() error { return p.start(s.ProbeAddr) })
 	all.Go(func() error {
-		return worker.Retry(ctx, s.RetryTimeout, log, store.Ping)
+		return retry(ctx, s.RetryTimeout, log, store.Ping)
 	})
 	all.Go(func() error {
-		return worker.Retry(ctx, s.RetryTimeout, log, func(ctx context.Context) (err error) {
+		return retry(ctx, s.RetryTimeout, log, func(ctx context.Context) (err error) {
 			consumer, err = queue.Connect(ctx, s.RabbitMQ, s.PodName)
 			return err
 		})

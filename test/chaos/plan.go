@@ -5,11 +5,11 @@ import (
 	"math/rand/v2"
 	"strings"
 	"time"
-
-	"keda-p2/services/contract/queue"
 )
 
 const (
+	// maxAttempts is the default of RABBITMQ_MAX_ATTEMPTS.
+	maxAttempts = 5
 	// lastFault is the share of the run after which no fault begins.
 	lastFault = 0.8
 	// pace is the mean time between two events, of all clients together. It is
@@ -21,7 +21,7 @@ const (
 	// In every so many Jobs there is a wave of them that are all killed while they
 	// work: as many as run at a time, as often as a message is delivered. So some
 	// messages end as dead letters.
-	waveEvery, waveLength = 1000, maxJobs * queue.MaxAttempts
+	waveEvery, waveLength = 1000, maxJobs * maxAttempts
 )
 
 // What goes wrong. The last five are for one of the proxies: all but down are

@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/stretchr/testify/require"
 
+	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 	"keda-p2/services/sandbox/freeport"
@@ -134,16 +135,16 @@ func newLink(t *testing.T, serverHost, serverPort string) *link {
 // brokerLink returns the same queue behind a link.
 func brokerLink(t *testing.T, q queue.Config) (queue.Config, *link) {
 	t.Helper()
-	l := newLink(t, q.Host, q.Port)
-	q.Host, q.Port = l.host, l.port
+	l := newLink(t, q.Host, string(q.Port))
+	q.Host, q.Port = l.host, config.Port(l.port)
 	return q, l
 }
 
 // databaseLink returns the same collection behind a link.
 func databaseLink(t *testing.T, db records.Config) (records.Config, *link) {
 	t.Helper()
-	l := newLink(t, db.Host, db.Port)
-	db.Host, db.Port = l.host, l.port
+	l := newLink(t, db.Host, string(db.Port))
+	db.Host, db.Port = l.host, config.Port(l.port)
 	return db, l
 }
 

@@ -29,6 +29,9 @@ const (
 	// are built.
 	programs = "PROGRAMS"
 
+	// maxAttempts is the default of RABBITMQ_MAX_ATTEMPTS.
+	maxAttempts = 5
+
 	// patience is how long a test waits for what must happen, on a machine that
 	// is busy with many of them.
 	patience = 2 * time.Minute
@@ -130,7 +133,8 @@ func startNode(t *testing.T) node {
 	t.Cleanup(broker.Close)
 	return node{broker, queue.Config{
 		Server: config.Server{Host: broker.Host, User: c.User, Password: c.Password},
-		Port:   broker.Port, VHost: "/", Queue: "task_queue",
+		Port:   config.Port(broker.Port), VHost: "/", Queue: "task_queue",
+		MaxAttempts: maxAttempts, RetryMin: 100 * time.Millisecond, RetryMax: time.Minute,
 	}}
 }
 

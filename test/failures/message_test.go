@@ -56,17 +56,17 @@ func TestBadMessages(t *testing.T) {
 	}{
 		"not JSON":                               {amqp.Publishing{MessageId: "id", Body: []byte("name=a")}, "not JSON"},
 		"nothing":                                {amqp.Publishing{MessageId: "id"}, "ends too early"},
-		"another shape":                          {amqp.Publishing{MessageId: "id", Body: []byte(`{"name":"a","size":1}`)}, "unknown field"},
-		"an array":                               {amqp.Publishing{MessageId: "id", Body: []byte(`[]`)}, "a JSON array"},
+		"a name twice":                           {amqp.Publishing{MessageId: "id", Body: []byte(`{"name":"a","name":"b"}`)}, "more than once"},
+		"a name in another case":                 {amqp.Publishing{MessageId: "id", Body: []byte(`{"Name":"a"}`)}, "name is missing"},
+		"an array":                               {amqp.Publishing{MessageId: "id", Body: []byte(`[]`)}, "not a JSON object"},
 		"deep":                                   {amqp.Publishing{MessageId: "id", Body: bytes.Repeat([]byte("["), 100_000)}, "invalid event"},
 		"no name":                                {amqp.Publishing{MessageId: "id", Body: []byte(`{"content":"a"}`)}, "name is missing"},
-		"no id":                                  {amqp.Publishing{Body: []byte(`{"name":"a"}`)}, "no message-id"},
 		"over 64 KiB":                            {amqp.Publishing{MessageId: "id", Body: []byte(`{"name":"a` + long + `"}`)}, "at most 65536"},
 		"10 MB":                                  {amqp.Publishing{MessageId: "id", Body: bytes.Repeat([]byte("x"), 10_000_000)}, "not JSON"},
-		"a field's name of 1 MB":                 {amqp.Publishing{MessageId: "id", Body: []byte(`{"` + strings.Repeat("k", 1_000_000) + `":1}`)}, "unknown field"},
-		"invalid UTF-8":                          {amqp.Publishing{MessageId: "id", Body: []byte("{\"name\":\"a\xff\"}")}, "not valid UTF-8"},
-		"half a character":                       {amqp.Publishing{MessageId: "id", Body: []byte(`{"name":"\ud800"}`)}, "half a character"},
-		"compressed":                             {amqp.Publishing{MessageId: "id", ContentEncoding: "gzip", Body: []byte("\x1f\x8b\x08\x00")}, "not valid UTF-8"},
+		"a field's name of 1 MB":                 {amqp.Publishing{MessageId: "id", Body: []byte(`{"` + strings.Repeat("k", 1_000_000) + `":1}`)}, "name is missing"},
+		"invalid UTF-8":                          {amqp.Publishing{MessageId: "id", Body: []byte("{\"name\":\"a\xff\"}")}, "invalid UTF-8"},
+		"half a character":                       {amqp.Publishing{MessageId: "id", Body: []byte(`{"name":"\ud800"}`)}, "invalid surrogate pair"},
+		"compressed":                             {amqp.Publishing{MessageId: "id", ContentEncoding: "gzip", Body: []byte("\x1f\x8b\x08\x00")}, "not JSON"},
 		"with a header that is a copy's address": {amqp.Publishing{MessageId: "id", Headers: amqp.Table{"CC": []any{"THE QUEUE"}}, Body: []byte("odd")}, "not JSON"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -93,6 +93,29 @@ func TestBadMessages(t *testing.T) {
 			require.Equal(t, "job", dead[0].Job)
 			require.WithinDuration(t, time.Now(), dead[0].DeadAt, time.Hour)
 			require.Zero(t, startJob(t, "next", q, db).exit(t), "it is not tried again")
+		})
+	}
+}
+
+// Messages of other programs that are not quite like ours are processed.
+func TestMessagesOfOthers(t *testing.T) {
+	t.Parallel()
+	for name, m := range map[string]amqp.Publishing{
+		"no id":             {Body: []byte(`{"name":"a","content":"b"}`)},
+		"a further field":   {MessageId: "id", Body: []byte(`{"version":2,"name":"a","content":"b"}`)},
+		"a byte order mark": {MessageId: "id", Body: []byte("\ufeff" + `{"name":"a","content":"b"}`)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			q, db := servers(t)
+			publish(t, q, m)
+			require.Zero(t, startJob(t, "job", q, db, "CLAIM_TIMEOUT=5s").exit(t))
+			requireDone(t, db, "job", 1)
+			requireQueues(t, q, 0, 0)
+			found := all(t, db)
+			require.Equal(t, "a", found[0].Name)
+			require.Equal(t, "b", found[0].Content)
+			require.NotEmpty(t, found[0].ID)
 		})
 	}
 }
@@ -200,7 +223,7 @@ func TestAMessageThatKillsItsWorker(t *testing.T) {
 	publish(t, q, event("good-1"), event("killer"), event("good-2"), event("good-3"))
 	kills := 0
 	ch := contracttest.Channel(t, q)
-	for n := range 4 * queue.MaxAttempts {
+	for n := range 4 * maxAttempts {
 		state, err := ch.QueueDeclarePassive(q.Queue, true, false, false, false, nil)
 		require.NoError(t, err)
 		if state.Messages == 0 {
@@ -214,7 +237,7 @@ func TestAMessageThatKillsItsWorker(t *testing.T) {
 		}
 		j.exit(t)
 	}
-	require.Equal(t, queue.MaxAttempts, kills)
+	require.Equal(t, maxAttempts, kills)
 	requireQueues(t, q, 0, 1)
 	statuses := map[string]records.Status{}
 	for _, r := range all(t, db) {
@@ -227,7 +250,7 @@ func TestAMessageThatKillsItsWorker(t *testing.T) {
 	dead := app.deadLetters(t)
 	require.Len(t, dead, 1)
 	require.Equal(t, "killer", dead[0].ID)
-	require.Equal(t, queue.MaxAttempts, dead[0].Attempts)
+	require.Equal(t, maxAttempts, dead[0].Attempts)
 	require.Contains(t, dead[0].Reason, "delivered 5 times")
 	require.NotEmpty(t, dead[0].Job)
 	require.WithinDuration(t, time.Now(), dead[0].DeadAt, time.Hour)
@@ -239,7 +262,7 @@ func TestAMessageThatKillsItsWorker(t *testing.T) {
 		if r.ID == "killer" {
 			require.Equal(t, records.Done, r.Status)
 			require.Equal(t, "mended", r.Job)
-			require.Equal(t, queue.MaxAttempts+1, r.Attempts)
+			require.Equal(t, maxAttempts+1, r.Attempts)
 		}
 	}
 	requireQueues(t, q, 0, 0)
@@ -254,7 +277,7 @@ func TestOutOfMemory(t *testing.T) {
 	script := fmt.Sprintf("#!/bin/sh\nulimit -d %d\nexec %s\n", 90<<10, program("processor-job"))
 	require.NoError(t, os.WriteFile(limited, []byte(script), 0o700))
 	deaths := 0
-	for range 4 * queue.MaxAttempts {
+	for range 4 * maxAttempts {
 		j := start(t, limited, "PROBE_ADDR", q, db, []string{"POD_NAME=job", "PROCESSING_TIME=0s", "CLAIM_TIMEOUT=2s"})
 		if code := j.exit(t); code != 0 {
 			deaths++
@@ -263,7 +286,7 @@ func TestOutOfMemory(t *testing.T) {
 			break
 		}
 	}
-	require.Equal(t, queue.MaxAttempts, deaths)
+	require.Equal(t, maxAttempts, deaths)
 	requireQueues(t, q, 0, 1)
 	requireDone(t, db, "job", 1)
 }

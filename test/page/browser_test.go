@@ -42,7 +42,13 @@ func openTab(t *testing.T, url string, width, height int64, scheme string) *tab 
 	t.Helper()
 	allocator, stop := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox, chromedp.DisableGPU)...)
 	t.Cleanup(stop)
-	ctx, end := chromedp.NewContext(allocator)
+	return newTab(t, allocator, url, width, height, scheme)
+}
+
+// newTab opens the page in a browser of its own, or in that of another tab's context.
+func newTab(t *testing.T, browser context.Context, url string, width, height int64, scheme string) *tab {
+	t.Helper()
+	ctx, end := chromedp.NewContext(browser)
 	t.Cleanup(end)
 	p := &tab{t: t, ctx: ctx}
 	require.NoError(t, chromedp.Listen(ctx, func(event any) {
@@ -87,6 +93,12 @@ func run[T any](p *tab, action chromedp.Action[T]) T {
 	value, err := chromedp.Run(ctx, action)
 	require.NoError(p.t, err)
 	return value
+}
+
+// show brings a tab to the front, as a user does who chooses it.
+func (p *tab) show() {
+	p.t.Helper()
+	call(p, page.BringToFront, cdp.Empty{})
 }
 
 func (p *tab) click(selector string) {

@@ -40,15 +40,15 @@ func TestFiveEvents(t *testing.T) {
 
 	wide.click("#send-burst")
 	wide.becomes(`document.querySelector("#sent").textContent`, "5 of 5 accepted")
-	wide.becomes(detail, "5 messages: 0 waiting, 5 in work, 0 done, 0 dead.")
+	wide.becomes(detail, "5 messages: 0 waiting, 5 in work, 0 retrying, 0 done, 0 failed.")
 	wide.showsBars("working", 5) // at once
 	require.Equal(t, "5", wide.text("#inWork"))
 	require.Equal(t, "5", wide.text("#jobs"))
 	require.Equal(t, "0", wide.text("#ready"))
-	narrow.becomes(detail, "5 messages: 0 waiting, 5 in work, 0 done, 0 dead.")
+	narrow.becomes(detail, "5 messages: 0 waiting, 5 in work, 0 retrying, 0 done, 0 failed.")
 	narrow.showsBars("working", 5)
 
-	wide.becomes(detail, "5 messages: 0 waiting, 0 in work, 5 done, 0 dead.")
+	wide.becomes(detail, "5 messages: 0 waiting, 0 in work, 0 retrying, 5 done, 0 failed.")
 	wide.showsBars("done", 5)
 	wide.showsBars("working", 0)
 	wide.becomes(`[...document.querySelectorAll("#rows tr")].map((row) => row.cells[0].textContent + " " + row.cells[2].textContent).sort()`,
@@ -68,22 +68,39 @@ func TestFiveEvents(t *testing.T) {
 	narrow.requireClean()
 }
 
+// A browser has six connections to a host, for all of its tabs together.
+func TestSevenTabs(t *testing.T) {
+	s := startSystem(t, 0)
+	tabs := []*tab{openTab(t, s.url, 1280, 900, "light")}
+	for len(tabs) < 7 {
+		tabs = append(tabs, newTab(t, tabs[0].ctx, s.url, 1280, 900, "light"))
+	}
+	last := tabs[len(tabs)-1]
+	last.click("#send-one")
+	last.becomes("sent.textContent", "1 of 1 accepted")
+	for _, p := range tabs {
+		p.show()
+		p.becomes(detail, "1 message: 0 waiting, 0 in work, 0 retrying, 1 done, 0 failed.")
+		p.requireClean()
+	}
+}
+
 func TestAJobThatIsKilled(t *testing.T) {
 	s := startSystem(t, 6*time.Second)
 	p := openTab(t, s.url, 1280, 900, "light")
 	p.click("#send-one")
-	p.becomes(detail, "1 message: 0 waiting, 1 in work, 0 done, 0 dead.")
+	p.becomes(detail, "1 message: 0 waiting, 1 in work, 0 retrying, 0 done, 0 failed.")
 	p.showsBars("failed", 0)
 	s.killJob()
 	p.becomes(`rows.rows[0].cells[3].textContent`, "2")
-	p.becomes(detail, "1 message: 0 waiting, 0 in work, 1 done, 0 dead.")
+	p.becomes(detail, "1 message: 0 waiting, 0 in work, 0 retrying, 1 done, 0 failed.")
 	require.Positive(t, p.bars("failed"))
 	p.showsBars("done", 1)
 	p.picture("killed", false)
 
 	// also for a page that is opened only now
 	late := openTab(t, s.url, 1280, 900, "dark")
-	late.becomes(detail, "1 message: 0 waiting, 0 in work, 1 done, 0 dead.")
+	late.becomes(detail, "1 message: 0 waiting, 0 in work, 0 retrying, 1 done, 0 failed.")
 	require.True(t, eventually(func() bool { return late.bars("failed") > 0 }))
 	late.showsBars("done", 1)
 	late.requireClean()
@@ -122,7 +139,7 @@ func TestServersGoAwayAndComeBack(t *testing.T) {
 	p.becomes(`rabbitMQ.textContent`, "up")
 	p.click("#send-again")
 	p.becomes(`sent.textContent`, "5 of 5 accepted")
-	p.becomes(detail, "5 messages: 0 waiting, 0 in work, 5 done, 0 dead.")
+	p.becomes(detail, "5 messages: 0 waiting, 0 in work, 0 retrying, 5 done, 0 failed.")
 
 	// complex-app itself
 	s.app.Kill()
@@ -130,7 +147,7 @@ func TestServersGoAwayAndComeBack(t *testing.T) {
 	s.startApp(t)
 	p.becomes("banner.hidden", true)
 	p.becomes("connection.textContent", "live")
-	p.becomes(detail, "5 messages: 0 waiting, 0 in work, 5 done, 0 dead.")
+	p.becomes(detail, "5 messages: 0 waiting, 0 in work, 0 retrying, 5 done, 0 failed.")
 
 	s.mongodb.Close()
 	p.until(`banner.textContent.startsWith("MongoDB is down")`, "banner.textContent")
@@ -173,7 +190,7 @@ func TestKeyboard(t *testing.T) {
 	tabTo("#send-burst")
 	press(kb.Enter)
 	p.becomes("sent.textContent", "12 of 12 accepted")
-	p.becomes(detail, "13 messages: 0 waiting, 0 in work, 13 done, 0 dead.")
+	p.becomes(detail, "13 messages: 0 waiting, 0 in work, 0 retrying, 13 done, 0 failed.")
 
 	tabTo("[data-view=back]")
 	tabTo("[data-view=live]")

@@ -69,7 +69,7 @@ func startSystem(t *testing.T, work time.Duration) *system {
 	t.Cleanup(s.rabbitmq.Close)
 	s.queue = queue.Config{
 		Server: config.Server{Host: s.rabbitmq.Host, User: job.Env["RABBITMQ_USER"], Password: job.Env["RABBITMQ_PASSWORD"]},
-		Port:   s.rabbitmq.Port, VHost: "/", Queue: job.Queue,
+		Port:   config.Port(s.rabbitmq.Port), VHost: "/", Queue: job.Queue,
 	}
 	servers := map[string]string{
 		"RABBITMQ_HOST": s.rabbitmq.Host, "RABBITMQ_PORT": s.rabbitmq.Port,

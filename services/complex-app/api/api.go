@@ -1,4 +1,5 @@
-// Package api is complex-app's HTTP interface.
+// Package api is complex-app's HTTP interface: one file for each route, http.go for
+// what they share, and problem.go for every error that a client may see.
 package api
 
 import (
@@ -8,17 +9,15 @@ import (
 	"net/http"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
 
-	"keda-p2/services/complex-app/live"
-	"keda-p2/services/complex-app/page"
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 )
 
 type publisher interface {
-	// Send sends a message, and confirmed waits until RabbitMQ has stored it.
-	Send(context.Context, contract.Message) (confirmed func() error, err error)
+	Publish(context.Context, contract.Message) error
 	Ready() error
 }
 
@@ -34,44 +33,51 @@ type deadLetters interface {
 }
 
 type api struct {
-	publisher publisher
-	store     store
-	dead      deadLetters
-	view      *live.View
-	files     map[string]page.File
-	log       *slog.Logger
-	stopping  <-chan struct{} // closed when long answers must come to their end
+	publisher         publisher
+	store             store
+	dead              deadLetters
+	log               *slog.Logger
+	rabbitMQ, mongoDB *outage
 }
 
-// New returns the handler of all routes. The files are the page's. When ctx ends,
-// the service is about to. Every request passes through what else is given to use.
-func New(ctx context.Context, p publisher, s store, d deadLetters, v *live.View, files map[string]page.File, log *slog.Logger, use ...func(http.Handler) http.Handler) chi.Router {
-	a := &api{publisher: p, store: s, dead: d, view: v, files: files, log: log, stopping: ctx.Done()}
-	r := chi.NewRouter()
-	r.Use(use...)
-	r.Get("/", a.handle(a.index))
-	r.Get("/page/{name}", a.handle(a.file))
-	r.Get("/events", a.handle(a.events))
-	r.Get("/status", a.handle(a.status))
-	r.Get("/openapi.yaml", a.handle(a.openAPI))
-	r.Get("/data", a.handle(a.data))
-	r.Get("/dead-letters", a.handle(a.listDead))
-	// a page of another site could have the browser of whoever opens it send a form
+// How many requests of a kind are served at a time. The others wait for a moment and
+// then get a 503. So they bound the memory: an event has up to 64 KiB, a batch up to
+// maxBatchBytes, and a reader of records gets up to 4 MB from MongoDB at once.
+const (
+	maxSends   = 128
+	maxBatches = 2
+	maxReaders = 3
+)
+
+// New returns the router of all routes. Requests pass through the middlewares first.
+func New(p publisher, s store, d deadLetters, log *slog.Logger, middlewares ...func(http.Handler) http.Handler) chi.Router {
+	a := &api{publisher: p, store: s, dead: d, log: log,
+		rabbitMQ: newOutage(rabbitMQ, log), mongoDB: newOutage(mongoDB, log)}
+	// another site's page could make a visitor's browser submit a form here (CSRF)
 	sameOrigin := http.NewCrossOriginProtection()
 	sameOrigin.SetDenyHandler(a.handle(func(http.ResponseWriter, *http.Request) error { return errCrossOrigin }))
-	changing := r.With(sameOrigin.Handler)
-	changing.Post("/send", a.handle(a.send))
-	changing.Post("/send/batch", a.handle(a.batch))
-	changing.Post("/dead-letters/redrive", a.handle(a.redrive))
+
+	r := chi.NewRouter()
+	r.Use(middlewares...)
+	r.Use(middleware.GetHead, sameOrigin.Handler)
+	r.With(throttle(maxSends)).Post("/send", a.handle(a.send))
+	r.With(throttle(maxBatches)).Post("/send/batch", a.handle(a.sendBatch))
+	r.With(throttle(maxReaders)).Get("/data", a.handle(a.listData))
+	r.Get("/dead-letters", a.handle(a.listDead))
+	r.Post("/dead-letters/redrive", a.handle(a.redriveDead))
 	r.Get("/healthz", a.handle(a.healthz))
 	r.Get("/readyz", a.handle(a.readyz))
+	r.Get("/openapi.yaml", a.handle(a.openAPI))
 	r.NotFound(a.handle(func(http.ResponseWriter, *http.Request) error { return errNoSuchPath }))
 	r.MethodNotAllowed(a.handle(func(w http.ResponseWriter, req *http.Request) error {
 		// a 405 names the methods that the path has (RFC 9110)
-		for _, method := range []string{http.MethodGet, http.MethodPost} {
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
 			if r.Match(chi.NewRouteContext(), method, req.URL.Path) {
 				w.Header().Add("Allow", method)
 			}
+		}
+		if w.Header().Get("Allow") == http.MethodGet {
+			w.Header().Add("Allow", http.MethodHead)
 		}
 		return errWrongMethod
 	}))

@@ -1,252 +1,126 @@
 package api_test
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"log/slog"
-	"net"
 	"net/http"
-	"net/http/httptest"
-	"os"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
-	"keda-p2/services/complex-app/api"
 	"keda-p2/services/contract"
-	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/queue"
 )
 
 const ndjson = "application/x-ndjson"
 
-// batchLine is a line of an answer: a result, or the end.
-type batchLine struct {
-	Line, Status      int
-	ID, Detail        string
-	Accepted, Refused *int
+type batchAnswer struct {
+	Accepted, Refused int
+	Errors            []struct {
+		Line   int
+		Detail string
+	}
+	Detail string
 }
 
-// results returns the lines of an answer, and its end.
-func results(t *testing.T, body string) (lines []batchLine, end batchLine) {
+func sendBatch(t *testing.T, p *fakePublisher, body string, header ...string) (answer, batchAnswer) {
 	t.Helper()
-	for text := range strings.Lines(body) {
-		var l batchLine
-		require.NoError(t, json.Unmarshal([]byte(text), &l))
-		lines = append(lines, l)
+	a := request(t, http.MethodPost, serve(t, p, &fakeStore{})+"/send/batch", ndjson+"; charset=utf-8", body, header...)
+	var b batchAnswer
+	require.NoError(t, json.Unmarshal([]byte(a.body), &b))
+	return a, b
+}
+
+func ids(p *fakePublisher) (all []string) {
+	for _, m := range p.published {
+		all = append(all, m.ID)
 	}
-	end, lines = lines[len(lines)-1], lines[:len(lines)-1]
-	require.NotNil(t, end.Accepted, "the answer is complete")
-	return lines, end
+	slices.Sort(all)
+	return all
 }
 
 func TestBatch(t *testing.T) {
 	t.Parallel()
-	long := strings.Repeat("x", contract.MaxEventBytes)
 	p := &fakePublisher{}
-	a := request(t, http.MethodPost, serve(t, p, &fakeStore{})+"/send/batch", ndjson+"; charset=utf-8", strings.Join([]string{
-		`{"name":"имя","content":"<b>"}`,
-		`{"name":"a","id":"my-key"}` + "\r",
-		``,
-		`name=a`,
-		`{"content":"b"}`,
-		`{"name":"a","id":"x y"}`,
-		`{"name":"a","id":""}`,
-		`{"name":"a","key":"b"}`,
-		`{"name":"` + long + `"}`,
-		`{"name":"a"} {"name":"b"}`,
-		`{"name":1}`,
-		`{"name":"last"}`,
-	}, "\n"))
-	require.Equal(t, http.StatusOK, a.status, a.body)
-	require.Equal(t, ndjson, a.header.Get("Content-Type"))
-	lines, end := results(t, a.body)
-	require.Equal(t, 3, *end.Accepted)
-	require.Equal(t, 8, *end.Refused)
-	require.Empty(t, end.Detail)
-	for i, want := range []struct {
-		line   int
-		detail string // empty for 202
-	}{
-		{1, ""}, {2, ""}, {4, "not JSON"}, {5, "name is missing"}, {6, "id must be one value of 1 to 255"}, {7, "id must be"},
-		{8, `unknown field "key"; only id, name and content are allowed`}, {9, "longer than 65536 bytes"},
-		{10, "more after"}, {11, "name is a JSON number"}, {12, ""},
-	} {
-		got := lines[i]
-		require.Equal(t, want.line, got.Line)
-		if want.detail != "" {
-			require.Equal(t, http.StatusBadRequest, got.Status)
-			require.Contains(t, got.Detail, want.detail)
-			require.Empty(t, got.ID)
-			continue
-		}
-		require.Equal(t, http.StatusAccepted, got.Status)
-		require.Empty(t, got.Detail)
-		require.True(t, slices.ContainsFunc(p.published, func(m contract.Message) bool { return m.ID == got.ID }))
-	}
-	require.Equal(t, "my-key", lines[1].ID)
-	var names []string
+	a, b := sendBatch(t, p, "{\"name\":\"имя\",\"content\":\"<b>\"}\n\n  \r\n{\"name\":\"b\"}\r\n{\"name\":\"c\"}", "Idempotency-Key", "k")
+	require.Equal(t, http.StatusAccepted, a.status, a.body)
+	require.Equal(t, 3, b.Accepted)
+	require.Zero(t, b.Refused)
+	require.Equal(t, []string{"k-1", "k-4", "k-5"}, ids(p), "by the number of the line, so that the same batch has the same ids")
 	for _, m := range p.published {
-		names = append(names, m.Name)
-	}
-	require.Equal(t, []string{"имя", "a", "last"}, names)
-}
-
-func TestAnEmptyBatch(t *testing.T) {
-	t.Parallel()
-	a := request(t, http.MethodPost, serve(t, &fakePublisher{}, &fakeStore{})+"/send/batch", ndjson, "\n")
-	require.Equal(t, http.StatusOK, a.status)
-	require.Equal(t, `{"accepted":0,"refused":0}`+"\n", a.body)
-}
-
-func TestABatchThatIsNone(t *testing.T) {
-	t.Parallel()
-	url := serve(t, &fakePublisher{}, &fakeStore{}) + "/send/batch"
-	requireProblem(t, request(t, http.MethodPost, url, asJSON, `[{"name":"a"}]`), http.StatusUnsupportedMediaType, "application/x-ndjson: one JSON object a line")
-	url = serve(t, &fakePublisher{notReady: errAway}, &fakeStore{}) + "/send/batch"
-	requireProblem(t, request(t, http.MethodPost, url, ndjson, `{"name":"a"}`), http.StatusServiceUnavailable, "RabbitMQ is not available")
-}
-
-func TestABatchThatRabbitMQDoesNotTake(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		err    error
-		detail string
-	}{
-		{queue.ErrUnavailable, "was not accepted; send it again"},
-		{queue.ErrUnconfirmed, "may have been accepted"},
-	} {
-		p := &fakePublisher{err: fmt.Errorf("%w: dial tcp 10.0.0.7", c.err)}
-		a := request(t, http.MethodPost, serve(t, p, &fakeStore{})+"/send/batch", ndjson, `{"name":"a"}`+"\n"+`{"name":"b","id":"b"}`)
-		lines, end := results(t, a.body)
-		require.Equal(t, 2, *end.Refused)
-		require.Equal(t, "b", lines[1].ID)
-		for _, l := range lines {
-			require.Equal(t, http.StatusServiceUnavailable, l.Status)
-			require.NotEmpty(t, l.ID, "to send it again")
-			require.Contains(t, l.Detail, c.detail)
-			require.NotContains(t, l.Detail, "10.0.0.7")
+		if m.ID == "k-1" {
+			require.Equal(t, contract.Event{Name: "имя", Content: "<b>"}, m.Event)
 		}
 	}
 }
 
-// startBatch begins a request whose lines come one by one.
-func startBatch(t *testing.T, url string) (send func(string), next func() (batchLine, error), hangUp func()) {
-	t.Helper()
-	body, writer := io.Pipe()
-	ctx, cancel := context.WithCancel(t.Context())
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/send/batch", body)
-	require.NoError(t, err)
-	r.Header.Set("Content-Type", ndjson)
-	answered := make(chan *http.Response, 1)
-	go func() {
-		response, err := http.DefaultClient.Do(r)
-		if err == nil {
-			answered <- response
-		}
-		close(answered)
-	}()
-	t.Cleanup(cancel)
-	t.Cleanup(func() { _ = writer.Close() })
-	var lines *bufio.Reader
-	next = func() (l batchLine, err error) {
-		if lines == nil {
-			response, ok := <-answered
-			if !ok {
-				return l, io.ErrUnexpectedEOF
-			}
-			t.Cleanup(func() { _ = response.Body.Close() })
-			lines = bufio.NewReader(response.Body)
-		}
-		text, err := lines.ReadBytes('\n')
-		if err == nil {
-			err = json.Unmarshal(text, &l)
-		}
-		return l, err
-	}
-	return func(text string) {
-		_, err := io.WriteString(writer, text)
-		require.NoError(t, err)
-	}, next, cancel
-}
-
-// The first results are there before the last lines have been sent.
-func TestABatchIsAnsweredAsItGoes(t *testing.T) {
-	t.Parallel()
-	send, next, _ := startBatch(t, serve(t, &fakePublisher{}, &fakeStore{}))
-	for i := range 300 { // more than are in flight at once
-		send(`{"name":"a"}` + "\n")
-		l, err := next()
-		require.NoError(t, err)
-		require.Equal(t, i+1, l.Line)
-		require.Equal(t, http.StatusAccepted, l.Status)
-	}
-}
-
-// Else the time to the confirm, which is measured, would be that of the client.
-func TestASlowReaderHoldsUpNoConfirm(t *testing.T) {
+func TestBatchWithoutAKey(t *testing.T) {
 	t.Parallel()
 	p := &fakePublisher{}
-	server := httptest.NewServer(newHandler(p, &fakeStore{}))
-	t.Cleanup(server.Close)
-	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	a, b := sendBatch(t, p, strings.Repeat(`{"name":"a"}`+"\n", 1000))
+	require.Equal(t, http.StatusAccepted, a.status)
+	require.Equal(t, 1000, b.Accepted)
+	require.Len(t, slices.Compact(ids(p)), 1000)
+	id, err := uuid.Parse(p.published[0].ID)
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() })                      // before the server, which waits for it
-	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(4096)) // it is full sooner
-	_, err = fmt.Fprint(conn, "POST /send/batch HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n")
-	require.NoError(t, err)
-	chunk := strings.Repeat(`{"name":"a"}`+"\n", 1000)
-	for err == nil { // until both sides' buffers are full
-		require.NoError(t, conn.SetWriteDeadline(time.Now().Add(time.Second)))
-		_, err = fmt.Fprintf(conn, "%x\r\n%s\r\n", len(chunk), chunk)
-	}
-	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-	require.Eventually(t, func() bool {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return p.confirmed == len(p.published)
-	}, contracttest.Patience, contracttest.Tick)
+	require.EqualValues(t, 7, id.Version())
 }
 
-func TestABatchEndsWithTheService(t *testing.T) {
-	t.Parallel()
-	stopping, stop := context.WithCancel(t.Context())
-	p, s, d := &fakePublisher{}, &fakeStore{}, &fakeDeadLetters{}
-	server := httptest.NewServer(api.New(stopping, p, s, d, newView(p, s, d), nil, slog.New(slog.DiscardHandler)))
-	t.Cleanup(server.Close)
-	send, next, _ := startBatch(t, server.URL)
-	send(`{"name":"a"}` + "\n")
-	_, err := next()
-	require.NoError(t, err)
-	stop()
-	send(`{"name":"b"}` + "\n")
-	var last batchLine
-	for last.Accepted == nil {
-		last, err = next()
-		require.NoError(t, err)
-	}
-	require.Contains(t, last.Detail, "shutting down; what begins with line ")
-	require.Len(t, p.published, *last.Accepted, "what was accepted is told")
-}
-
-// A client that hangs up leaves nothing behind, and half of a line is no event.
-func TestAClientLeavesItsBatch(t *testing.T) {
+func TestAnInvalidLineDoesNotAffectTheOthers(t *testing.T) {
 	t.Parallel()
 	p := &fakePublisher{}
-	server := httptest.NewServer(newHandler(p, &fakeStore{}))
-	send, next, hangUp := startBatch(t, server.URL)
-	send(`{"name":"a"}` + "\n" + `{"name":"b"}`)
-	_, err := next()
-	require.NoError(t, err)
-	hangUp()
-	_, err = next()
-	require.Error(t, err)
-	server.Close() // waits for the handler
-	require.Len(t, p.published, 1)
+	a, b := sendBatch(t, p, strings.Join([]string{
+		`{"name":"a"}`, `name=a`, `{"content":"b"}`, `{"name":"a","id":"mine"}`, `{"name":"a","name":"b"}`, "\xff",
+		`{"name":"` + strings.Repeat("x", contract.MaxEventBytes) + `"}`, `{"name":"b"}`,
+	}, "\n"))
+	require.Equal(t, http.StatusMultiStatus, a.status, a.body)
+	require.Equal(t, 2, b.Accepted)
+	require.Equal(t, 6, b.Refused)
+	for i, detail := range []string{"not JSON", "name is missing", `unknown field "id"`, "name is given more than once", "not JSON", "longer than 65536 bytes"} {
+		require.Equal(t, i+2, b.Errors[i].Line)
+		require.Contains(t, b.Errors[i].Detail, detail)
+	}
+	require.Len(t, p.published, 2)
+
+	_, b = sendBatch(t, &fakePublisher{}, strings.Repeat("odd\n", 500))
+	require.Equal(t, 500, b.Refused)
+	require.Len(t, b.Errors, 100, "the first of them")
+}
+
+func TestBatchLimits(t *testing.T) {
+	t.Parallel()
+	p := &fakePublisher{}
+	a, _ := sendBatch(t, p, strings.Repeat("{\"name\":\"a\"}\n", 10_001))
+	requireProblem(t, a, http.StatusRequestEntityTooLarge, "more than 10000 lines")
+	a, _ = sendBatch(t, p, `{"name":"`+strings.Repeat("x", 4<<20)+`"}`)
+	requireProblem(t, a, http.StatusRequestEntityTooLarge, "longer than 4194304 bytes")
+	a, _ = sendBatch(t, p, "{}", "Idempotency-Key", strings.Repeat("k", 250))
+	requireProblem(t, a, http.StatusBadRequest, "1 to 249 visible ASCII characters")
+	require.Empty(t, p.published, "nothing of a batch that is too long is sent")
+
+	a, b := sendBatch(t, p, strings.Repeat("{\"name\":\"a\"}\n", 10_000), "Idempotency-Key", strings.Repeat("k", 249))
+	require.Equal(t, http.StatusAccepted, a.status)
+	require.Equal(t, 10_000, b.Accepted)
+
+	a = request(t, http.MethodPost, serve(t, p, &fakeStore{})+"/send/batch", asJSON, `[{"name":"a"}]`)
+	requireProblem(t, a, http.StatusUnsupportedMediaType, "application/x-ndjson")
+}
+
+// A client that gets this sends the whole batch again with the same key.
+func TestBatchWhenRabbitMQGoesAway(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{queue.ErrUnavailable, queue.ErrUnconfirmed} {
+		p := &fakePublisher{takes: 500, err: fmt.Errorf("%w: 10.0.0.7", err)}
+		a, b := sendBatch(t, p, "odd\n"+strings.Repeat("{\"name\":\"a\"}\n", 5000), "Idempotency-Key", "k")
+		requireProblem(t, a, http.StatusServiceUnavailable, "send the whole batch again with the same Idempotency-Key")
+		require.Equal(t, 500, b.Accepted)
+		require.Equal(t, 4501, b.Refused)
+		require.Equal(t, 1, b.Errors[0].Line)
+		require.Contains(t, b.Errors[1].Detail, "RabbitMQ is not available")
+		require.NotContains(t, a.body, "10.0.0.7")
+		require.Len(t, p.published, 500)
+	}
 }

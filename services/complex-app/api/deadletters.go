@@ -2,22 +2,21 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"time"
 )
 
 const (
-	// maxDeadLetters is the most that one answer lists: all of them are taken
-	// from the queue while it is read.
+	// maxDeadLetters is the most that one answer lists: all of them are taken out of
+	// the queue while it is read.
 	maxDeadLetters = 1000
 	// deadLetterTimeout bounds a look at the dead letters, or a redrive.
 	deadLetterTimeout = time.Minute
 )
 
-// listDead answers with the dead letters, the oldest first, and leaves them in
-// their queue: GET /dead-letters.
+// listDead answers with the dead letters, the oldest first, and leaves them in their
+// queue: GET /dead-letters.
 func (a *api) listDead(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
 	defer cancel()
@@ -25,8 +24,8 @@ func (a *api) listDead(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("list dead letters: %w", err)
 	}
-	// The broker does not know which Job had a message last; its record does.
-	// Without MongoDB the dead letters are shown all the same.
+	// RabbitMQ does not know which Job had a message last; its record does. Without
+	// MongoDB the dead letters are shown all the same.
 	var ids []string
 	for _, d := range dead {
 		if d.Job == "" {
@@ -50,33 +49,41 @@ type redriven struct {
 	Redriven int `json:"redriven"`
 }
 
-// redrive sends all dead letters back to the queue, or the one that is named:
-// POST /dead-letters/redrive?id=….
-func (a *api) redrive(w http.ResponseWriter, r *http.Request) error {
-	values, err := parseParameters(r.URL.RawQuery, "id")
+// redriveDead sends all dead letters back to the queue, or the one that is named in the
+// query or in a form: POST /dead-letters/redrive?id=….
+func (a *api) redriveDead(w http.ResponseWriter, r *http.Request) error {
+	id, err := whichDead(w, r)
 	if err != nil {
 		return err
 	}
-	if values.Has("id") && values.Get("id") == "" {
-		return badRequest("id is empty; leave it out to redrive all")
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
 	defer cancel()
-	n, err := a.dead.Redrive(ctx, values.Get("id"))
-	a.view.Redriven() // some of them, even when it was interrupted
+	n, err := a.dead.Redrive(ctx, id)
 	if err != nil {
 		return fmt.Errorf("redrive: %w", err)
 	}
 	return writeJSON(w, http.StatusOK, redriven{n})
 }
 
-func writeJSON(w http.ResponseWriter, status int, value any) error {
-	body, err := json.Marshal(value)
+// whichDead returns the id of the one dead letter that is meant, or "" for all.
+func whichDead(w http.ResponseWriter, r *http.Request) (string, error) {
+	encoded := r.URL.RawQuery
+	body, _, err := readBody(w, r, maxRequestBytes, formType)
 	if err != nil {
-		return err
+		return "", err
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n')) // fails only when the client is gone
-	return nil
+	if body != nil {
+		if encoded != "" {
+			return "", badRequest("give the id in the query or in the body, not in both")
+		}
+		encoded = string(body)
+	}
+	values, err := parseParameters(encoded, "id")
+	if err != nil {
+		return "", err
+	}
+	if values.Has("id") && values.Get("id") == "" {
+		return "", badRequest("id is empty; leave it out to mean all")
+	}
+	return values.Get("id"), nil
 }

@@ -46,6 +46,11 @@ func TestRedrive(t *testing.T) {
 	require.Equal(t, http.StatusOK, request(t, http.MethodPost, url+"?id=a%26b", "", "").status)
 	require.Equal(t, "a&b", d.id)
 
+	require.Equal(t, http.StatusOK, request(t, http.MethodPost, url, form, "id=b").status) // curl -d id=b
+	require.Equal(t, "b", d.id)
+	requireProblem(t, request(t, http.MethodPost, url+"?id=a", form, "id=b"), http.StatusBadRequest, "not in both")
+	requireProblem(t, request(t, http.MethodPost, url, asJSON, `{"id":"b"}`), http.StatusUnsupportedMediaType, "form-urlencoded")
+
 	requireProblem(t, request(t, http.MethodPost, url+"?id=", "", ""), http.StatusBadRequest, "id is empty")
 	requireProblem(t, request(t, http.MethodPost, url+"?ids=1", "", ""), http.StatusBadRequest, `unknown field "ids"`)
 	requireProblem(t, request(t, http.MethodGet, url, "", ""), http.StatusMethodNotAllowed, "Allow")

@@ -11,13 +11,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"keda-p2/services/complex-app/api"
-	"keda-p2/services/complex-app/live"
-	"keda-p2/services/complex-app/page"
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
@@ -26,24 +23,19 @@ import (
 type fakePublisher struct {
 	mu        sync.Mutex
 	published []contract.Message
-	confirmed int
-	err       error // what Send answers
+	err       error // what Publish answers
+	takes     int   // after so many messages
 	notReady  error
 }
 
-func (p *fakePublisher) Send(_ context.Context, m contract.Message) (func() error, error) {
+func (p *fakePublisher) Publish(_ context.Context, m contract.Message) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.err != nil {
-		return nil, p.err
+	if p.err != nil && len(p.published) >= p.takes {
+		return p.err
 	}
 	p.published = append(p.published, m)
-	return func() error {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.confirmed++
-		return nil
-	}, nil
+	return nil
 }
 
 func (p *fakePublisher) Ready() error { return p.notReady }
@@ -69,12 +61,6 @@ func (d *fakeDeadLetters) List(_ context.Context, limit int) ([]queue.DeadLetter
 	return d.dead, d.err
 }
 
-func (d *fakeDeadLetters) Count(context.Context) (queue.Counts, error) {
-	return queue.Counts{Ready: d.n, Dead: len(d.dead)}, d.err
-}
-
-func (d *fakeDeadLetters) Close() {}
-
 func (d *fakeDeadLetters) Redrive(_ context.Context, id string) (int, error) {
 	d.id = id
 	return d.n, d.err
@@ -98,21 +84,6 @@ func (s *fakeStore) List(_ context.Context, q records.Query) iter.Seq2[records.R
 
 func (s *fakeStore) Ping(context.Context) error { return s.ping }
 
-func (s *fakeStore) Changed(context.Context, time.Time, int64, ...records.Status) iter.Seq2[records.Record, error] {
-	return func(yield func(records.Record, error) bool) {
-		for _, r := range s.records {
-			if !yield(r, nil) {
-				return
-			}
-		}
-		if s.ping != nil {
-			yield(records.Record{}, s.ping)
-		}
-	}
-}
-
-func (s *fakeStore) Count(context.Context) (int64, error) { return int64(len(s.records)), s.ping }
-
 // serve starts the API on a real socket: some of what it promises, such as
 // cutting an answer off, exists only there.
 func serve(t *testing.T, p *fakePublisher, s *fakeStore) string {
@@ -122,22 +93,9 @@ func serve(t *testing.T, p *fakePublisher, s *fakeStore) string {
 
 func serveAll(t *testing.T, p *fakePublisher, s *fakeStore, d *fakeDeadLetters) string {
 	t.Helper()
-	return serveView(t, p, s, d, newView(p, s, d))
-}
-
-func serveView(t *testing.T, p *fakePublisher, s *fakeStore, d *fakeDeadLetters, v *live.View) string {
-	t.Helper()
-	files, err := page.Files()
-	require.NoError(t, err)
-	server := httptest.NewServer(api.New(t.Context(), p, s, d, v, files, slog.New(slog.DiscardHandler)))
+	server := httptest.NewServer(api.New(p, s, d, slog.New(slog.DiscardHandler)))
 	t.Cleanup(server.Close)
-	t.Cleanup(v.Close) // first, or the server would wait for those who watch
 	return server.URL
-}
-
-// newView looks at the same fakes.
-func newView(p *fakePublisher, s *fakeStore, d *fakeDeadLetters) *live.View {
-	return live.New(p, d, s, d, slog.New(slog.DiscardHandler))
 }
 
 type answer struct {
@@ -184,8 +142,7 @@ func requireProblem(t *testing.T, a answer, status int, detail string) map[strin
 }
 
 func newHandler(p *fakePublisher, s *fakeStore) http.Handler {
-	d := &fakeDeadLetters{}
-	return api.New(context.Background(), p, s, d, newView(p, s, d), nil, slog.New(slog.DiscardHandler))
+	return api.New(p, s, &fakeDeadLetters{}, slog.New(slog.DiscardHandler))
 }
 
 // do calls the handler without a socket, for input that no client would send.

@@ -2,12 +2,11 @@ package api
 
 import (
 	"context"
-	"io"
 	"net/http"
 	"time"
 )
 
-// pingTimeout is shorter than a probe's patience.
+// pingTimeout is shorter than a probe's timeout.
 const pingTimeout = time.Second
 
 // The names of what the service needs.
@@ -50,7 +49,6 @@ func (a *api) readyz(w http.ResponseWriter, r *http.Request) error {
 }
 
 func ok(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = io.WriteString(w, "ok\n")
+	write(w, http.StatusOK, "text/plain; charset=utf-8", []byte("ok\n"))
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract/records"
 )
 
 var errAway = errors.New("10.0.0.7 is away")
@@ -38,6 +40,28 @@ func TestReadyz(t *testing.T) {
 	}
 }
 
+// Monitors and curl -I use HEAD.
+func TestHead(t *testing.T) {
+	t.Parallel()
+	url := serve(t, &fakePublisher{}, &fakeStore{})
+	for _, path := range []string{"/healthz", "/readyz", "/data", "/dead-letters", "/openapi.yaml"} {
+		response, err := http.Head(url + path)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		require.Equal(t, http.StatusOK, response.StatusCode, path)
+	}
+}
+
+// A reader of a million records that asks for the head does not read them.
+func TestHeadOfData(t *testing.T) {
+	t.Parallel()
+	s := &fakeStore{}
+	response, err := http.Head(serve(t, &fakePublisher{}, s) + "/data?name=a&limit=1000")
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Equal(t, records.Query{Name: "a", Limit: 1}, s.asked)
+}
+
 func TestReadyzExclude(t *testing.T) {
 	t.Parallel()
 	url := serve(t, &fakePublisher{notReady: errAway}, &fakeStore{})
@@ -58,5 +82,5 @@ func TestWrongPathsAndMethods(t *testing.T) {
 	require.Equal(t, "POST", a.header.Get("Allow"))
 	a = request(t, http.MethodDelete, url+"/data", "", "")
 	requireProblem(t, a, http.StatusMethodNotAllowed, "Allow header")
-	require.Equal(t, "GET", a.header.Get("Allow"))
+	require.Equal(t, []string{"GET", "HEAD"}, a.header.Values("Allow"))
 }

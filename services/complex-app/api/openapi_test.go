@@ -29,7 +29,7 @@ var load = sync.OnceValues(func() (routers.Router, error) {
 	if err != nil {
 		return nil, err
 	}
-	openapi3filter.RegisterBodyDecoder(ndjson, func(body io.Reader, _ http.Header, _ *openapi3.SchemaRef, _ openapi3filter.EncodingFn) (any, error) {
+	openapi3filter.RegisterBodyDecoder("application/x-ndjson", func(body io.Reader, _ http.Header, _ *openapi3.SchemaRef, _ openapi3filter.EncodingFn) (any, error) {
 		lines := []any{}
 		decoder := json.NewDecoder(body)
 		for {
@@ -92,14 +92,17 @@ func TestEveryRouteIsDescribed(t *testing.T) {
 			described = append(described, method+" "+path)
 		}
 	}
-	routes := api.New(t.Context(), nil, nil, nil, nil, nil, slog.New(slog.DiscardHandler))
+	routes := api.New(nil, nil, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, chi.Walk(routes, func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
 		served = append(served, method+" "+route)
 		return nil
 	}))
-	slices.Sort(described)
-	slices.Sort(served)
-	require.Equal(t, served, described)
+	require.Subset(t, described, served)
+	for _, path := range described {
+		if !slices.Contains(served, path) { // the page adds its own to the router
+			require.Contains(t, []string{"GET /", "GET /page/{name}", "GET /events", "GET /status"}, path)
+		}
+	}
 }
 
 // A test that could not fail would hold nobody to anything.

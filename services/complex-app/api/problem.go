@@ -1,42 +1,17 @@
 package api
 
 import (
-	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
-	"time"
 
-	"keda-p2/services/complex-app/live"
+	"github.com/go-json-experiment/json"
+
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 )
-
-var (
-	errNoSuchPath  = errors.New("there is nothing at this path; POST /send takes an event, POST /send/batch many, GET /data answers with the records, /openapi.yaml describes all")
-	errWrongMethod = errors.New("this path does not take this method; the Allow header names those that it takes")
-	errCrossOrigin = errors.New("a browser sent this for a page of another site; only this service's own page may")
-	errMediaType   = errors.New("the body must be application/json or application/x-www-form-urlencoded")
-	errBatchType   = errors.New("the body must be application/x-ndjson: one JSON object a line")
-	errStore       = errors.New("MongoDB is not available")
-)
-
-type (
-	// badRequest is a mistake of the caller, in words for the caller.
-	badRequest string
-	// notReady names the services that are missing.
-	notReady []string
-	// unsent is an event that was not accepted, or not for certain.
-	unsent struct {
-		id string
-		error
-	}
-)
-
-func (e badRequest) Error() string { return string(e) }
-func (e notReady) Error() string   { return "waiting for " + strings.Join(e, " and ") }
-func (e unsent) Unwrap() error     { return e.error }
 
 // problem is the body of every error: a problem document (RFC 9457).
 type problem struct {
@@ -45,45 +20,87 @@ type problem struct {
 	Status  int      `json:"status"`
 	Detail  string   `json:"detail"`
 	ID      string   `json:"id,omitempty"`      // the id under which to send the event again
-	Missing []string `json:"missing,omitempty"` // the services that are not there
+	Missing []string `json:"missing,omitempty"` // the servers that are not available
 }
 
-// newProblem maps every error of a handler to its answer. Only errors about the
-// request itself are told in their own words: others may name hosts.
+// refusal is an error that is its own answer: its text is meant for the client.
+type refusal struct {
+	status int
+	detail string
+}
+
+func (r refusal) Error() string { return r.detail }
+
+func badRequest(detail string) error { return refusal{http.StatusBadRequest, detail} }
+
+func tooLarge(limit int64) error {
+	return refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("the request is longer than %d bytes", limit)}
+}
+
+var (
+	errNoSuchPath  = refusal{http.StatusNotFound, "there is nothing at this path; POST /send takes an event, POST /send/batch many, GET /data answers with the records, /openapi.yaml describes all"}
+	errWrongMethod = refusal{http.StatusMethodNotAllowed, "this path does not take this method; the Allow header names those that it takes"}
+	errCrossOrigin = refusal{http.StatusForbidden, "a browser sent this for a page of another site; only this service's own page may"}
+	errBusy        = refusal{http.StatusServiceUnavailable, "too many requests of this kind at a time; send it again later"}
+
+	errStore = errors.New("MongoDB is not available")
+)
+
+// answers maps the errors of other packages to answers. An empty detail is the error's
+// own text; the others may name hosts.
+var answers = []struct {
+	err    error
+	status int
+	detail string
+}{
+	{contract.ErrInvalid, http.StatusBadRequest, ""},
+	{records.ErrUnknown, http.StatusBadRequest, ""},
+	{queue.ErrNoDeadLetter, http.StatusNotFound, ""},
+	{errStore, http.StatusServiceUnavailable, "MongoDB is not available; ask again"},
+	{queue.ErrUnavailable, http.StatusServiceUnavailable, "RabbitMQ is not available; ask again"},
+	{queue.ErrUnconfirmed, http.StatusServiceUnavailable, "RabbitMQ is not available; ask again"},
+}
+
+// unsent is an event that was not accepted, or not for certain.
+type unsent struct {
+	id string
+	error
+}
+
+func (e unsent) Unwrap() error { return e.error }
+
+// notReady names the servers that are missing.
+type notReady []string
+
+func (e notReady) Error() string { return "waiting for " + strings.Join(e, " and ") }
+
 func newProblem(err error) problem {
-	var (
-		p       = problem{Type: "about:blank", Status: http.StatusInternalServerError, Detail: "this is our mistake; the log says more"}
-		bad     badRequest
-		missing notReady
-		event   unsent
-	)
+	p := problem{Type: "about:blank", Status: http.StatusInternalServerError, Detail: "internal error; see the server's log"}
+	for _, a := range answers {
+		if errors.Is(err, a.err) {
+			p.Status, p.Detail = a.status, a.detail
+			if p.Detail == "" {
+				p.Detail = err.Error()
+			}
+			break
+		}
+	}
+	var own refusal
+	if errors.As(err, &own) {
+		p.Status, p.Detail = own.status, own.detail
+	}
+	var missing notReady
+	if errors.As(err, &missing) {
+		p.Status, p.Detail, p.Missing = http.StatusServiceUnavailable, err.Error(), missing
+	}
+	var event unsent
 	if errors.As(err, &event) {
 		p.ID = event.id
-	}
-	switch {
-	case errors.As(err, &bad), errors.Is(err, contract.ErrInvalid), errors.Is(err, records.ErrUnknown):
-		p.Status, p.Detail, p.ID = http.StatusBadRequest, err.Error(), ""
-	case errors.Is(err, errCrossOrigin):
-		p.Status, p.Detail = http.StatusForbidden, err.Error()
-	case errors.Is(err, errNoSuchPath), errors.Is(err, queue.ErrNoDeadLetter):
-		p.Status, p.Detail = http.StatusNotFound, err.Error()
-	case errors.Is(err, errWrongMethod):
-		p.Status, p.Detail = http.StatusMethodNotAllowed, err.Error()
-	case errors.Is(err, errMediaType), errors.Is(err, errBatchType):
-		p.Status, p.Detail = http.StatusUnsupportedMediaType, err.Error()
-	case errors.As(err, &missing):
-		p.Status, p.Detail, p.Missing = http.StatusServiceUnavailable, err.Error(), missing
-	case p.ID == "" && (errors.Is(err, queue.ErrUnavailable) || errors.Is(err, queue.ErrUnconfirmed)):
-		p.Status, p.Detail = http.StatusServiceUnavailable, "RabbitMQ is not available; ask again"
-	case errors.Is(err, queue.ErrUnavailable):
-		p.Status, p.Detail = http.StatusServiceUnavailable, "RabbitMQ is not available and the event was not accepted; send it again"
-	case errors.Is(err, queue.ErrUnconfirmed):
-		p.Status, p.Detail = http.StatusServiceUnavailable,
-			"RabbitMQ did not confirm the event, which may have been accepted all the same; send it again with this id as its Idempotency-Key, so that it cannot count twice"
-	case errors.Is(err, live.ErrTooMany), errors.Is(err, live.ErrClosed):
-		p.Status, p.Detail = http.StatusServiceUnavailable, err.Error()+"; try again later"
-	case errors.Is(err, errStore):
-		p.Status, p.Detail = http.StatusServiceUnavailable, "MongoDB is not available; ask again"
+		if errors.Is(err, queue.ErrUnconfirmed) {
+			p.Detail = "RabbitMQ did not confirm the event, which may have been accepted all the same; send it again with this id as its Idempotency-Key, so that it cannot count twice"
+		} else if p.Status == http.StatusServiceUnavailable {
+			p.Detail = "RabbitMQ is not available and the event was not accepted; send it again"
+		}
 	}
 	p.Title = http.StatusText(p.Status)
 	return p
@@ -92,29 +109,14 @@ func newProblem(err error) problem {
 // retryAfter goes with every 503, in seconds.
 const retryAfter = "2"
 
-// handle turns a handler's error into its answer, and logs those that are not
-// the caller's. No error is logged elsewhere.
-func (a *api) handle(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength != 0 {
-			// A slow body is cut off, whoever reads it: the server waits for one
-			// that no handler wants before it answers. Not every ResponseWriter
-			// can do that: tests' cannot.
-			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout))
-		}
-		err := h(w, r)
-		if err == nil {
-			return
-		}
-		p := newProblem(err)
-		if p.Status >= http.StatusInternalServerError && p.Missing == nil && r.Context().Err() == nil {
-			a.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "status", p.Status, "id", p.ID, "reason", err.Error())
-		}
-		if p.Status == http.StatusServiceUnavailable {
-			w.Header().Set("Retry-After", retryAfter)
-		}
-		w.Header().Set("Content-Type", "application/problem+json")
-		w.WriteHeader(p.Status)
-		_ = json.NewEncoder(w).Encode(p) // fails only when the client is gone
+func (p problem) write(w http.ResponseWriter) {
+	writeProblem(w, p.Status, p)
+}
+
+func writeProblem(w http.ResponseWriter, status int, document any) {
+	if status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", retryAfter)
 	}
+	body, _ := json.Marshal(document) // strings and numbers only
+	write(w, status, "application/problem+json", append(body, '\n'))
 }

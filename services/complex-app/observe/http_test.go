@@ -1,8 +1,8 @@
 package observe_test
 
 import (
+	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -10,35 +10,55 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
-	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
-	"keda-p2/services/complex-app/metrics"
 	"keda-p2/services/complex-app/observe"
 	"keda-p2/services/contract/contracttest"
-	"keda-p2/services/contract/telemetry"
-	"keda-p2/services/contract/telemetry/telemetrytest"
 )
 
 // shown returns what a scrape shows.
-func shown(r *metrics.Registry) string {
+func shown(r *prometheus.Registry) string { return scrape(r, "") }
+
+func scrape(r *prometheus.Registry, accept string) string {
 	w := httptest.NewRecorder()
-	r.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	request := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+	request.Header.Set("Accept", accept)
+	observe.Handler(r).ServeHTTP(w, request)
 	return w.Body.String()
 }
 
-func tracing(t *testing.T) (*telemetry.Tracing, *telemetrytest.Receiver) {
-	t.Helper()
-	collector := telemetrytest.Start(t)
-	return telemetry.Open(func(name string) string {
-		return map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL}[name]
-	}, "complex-app", "1", slog.New(slog.DiscardHandler)), collector
+// recorded returns a provider, and the spans that it has made.
+func recorded() (trace.TracerProvider, func() tracetest.SpanStubs) {
+	recorder := tracetest.NewInMemoryExporter()
+	return sdktrace.NewTracerProvider(sdktrace.WithSyncer(recorder)), recorder.GetSpans
 }
 
-func router(t *testing.T, registry *metrics.Registry, tracing *telemetry.Tracing) chi.Router {
+func named(t *testing.T, spans tracetest.SpanStubs, name string) (found tracetest.SpanStub, attributes map[attribute.Key]string) {
+	t.Helper()
+	attributes = map[attribute.Key]string{}
+	for _, s := range spans {
+		if s.Name == name {
+			for _, a := range s.Attributes {
+				attributes[a.Key] = a.Value.String()
+			}
+			return s, attributes
+		}
+	}
+	require.Fail(t, "no span", "%s", name)
+	return found, attributes
+}
+
+func router(t *testing.T, registry *prometheus.Registry, provider trace.TracerProvider) chi.Router {
 	t.Helper()
 	r := chi.NewRouter()
-	r.Use(observe.HTTP(registry, tracing))
+	r.Use(observe.HTTP(registry, provider))
 	r.Get("/things/{id}", func(w http.ResponseWriter, _ *http.Request) {
 		require.NoError(t, http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Minute)))
 		require.NoError(t, http.NewResponseController(w).Flush())
@@ -48,6 +68,10 @@ func router(t *testing.T, registry *metrics.Registry, tracing *telemetry.Tracing
 		_, _ = io.WriteString(w, "half of")
 		require.NoError(t, http.NewResponseController(w).Flush())
 		panic(http.ErrAbortHandler)
+	})
+	r.Get("/events", func(w http.ResponseWriter, _ *http.Request) {
+		require.NoError(t, http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Minute)))
+		require.NoError(t, http.NewResponseController(w).Flush())
 	})
 	r.Get("/healthz", func(http.ResponseWriter, *http.Request) {})
 	return r
@@ -71,8 +95,8 @@ func call(t *testing.T, method, url string, header ...string) int {
 
 func TestRequestsByRoute(t *testing.T) {
 	t.Parallel()
-	registry := &metrics.Registry{}
-	server := httptest.NewServer(router(t, registry, nil))
+	registry := prometheus.NewRegistry()
+	server := httptest.NewServer(router(t, registry, noop.NewTracerProvider()))
 	t.Cleanup(server.Close)
 	require.Equal(t, 200, call(t, http.MethodGet, server.URL+"/things/1"))
 	require.Equal(t, 200, call(t, http.MethodGet, server.URL+"/things/2"))
@@ -81,15 +105,15 @@ func TestRequestsByRoute(t *testing.T) {
 	require.Equal(t, 405, call(t, "BREW", server.URL+"/things/4"))
 	_ = call(t, http.MethodGet, server.URL+"/cut")
 	require.Eventually(t, func() bool {
-		return strings.Contains(shown(registry), `http_server_request_duration_seconds_count{http_request_method="GET",http_route="/cut",http_response_status_code="200",error_type="aborted"} 1`)
+		return strings.Contains(shown(registry), `http_server_request_duration_seconds_count{error_type="aborted",http_request_method="GET",http_response_status_code="200",http_route="/cut"} 1`)
 	}, contracttest.Patience, contracttest.Tick)
 
 	got := shown(registry)
 	for _, line := range []string{
-		`http_server_request_duration_seconds_count{http_request_method="GET",http_route="/things/{id}",http_response_status_code="200"} 2`,
-		`http_server_request_duration_seconds_count{http_request_method="POST",http_route="/things/{id}",http_response_status_code="503",error_type="503"} 1`,
-		`http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="404"} 1`,
-		`http_server_request_duration_seconds_count{http_request_method="_OTHER",http_response_status_code="405"} 1`,
+		`http_server_request_duration_seconds_count{error_type="",http_request_method="GET",http_response_status_code="200",http_route="/things/{id}"} 2`,
+		`http_server_request_duration_seconds_count{error_type="503",http_request_method="POST",http_response_status_code="503",http_route="/things/{id}"} 1`,
+		`http_server_request_duration_seconds_count{error_type="",http_request_method="GET",http_response_status_code="404",http_route=""} 1`,
+		`http_server_request_duration_seconds_count{error_type="",http_request_method="_OTHER",http_response_status_code="405",http_route=""} 1`,
 		`http_server_active_requests{http_request_method="GET"} 0`,
 	} {
 		require.Contains(t, got, line+"\n")
@@ -99,47 +123,37 @@ func TestRequestsByRoute(t *testing.T) {
 
 func TestASpanForEachRequest(t *testing.T) {
 	t.Parallel()
-	tracing, collector := tracing(t)
-	server := httptest.NewServer(router(t, &metrics.Registry{}, tracing))
+	provider, spans := recorded()
+	registry := prometheus.NewRegistry()
+	server := httptest.NewServer(router(t, registry, provider))
 	t.Cleanup(server.Close)
 	call(t, http.MethodGet, server.URL+"/things/1?content=private", "traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 	call(t, http.MethodPost, server.URL+"/things/1")
+	call(t, http.MethodGet, server.URL+"/cut")
+	call(t, http.MethodGet, server.URL+"/nowhere")
 	call(t, http.MethodGet, server.URL+"/healthz")
+	require.Equal(t, 200, call(t, http.MethodGet, server.URL+"/events"))
 	server.Close() // waits for the handlers
-	tracing.Close()
 
-	spans := collector.Spans()
-	require.Len(t, spans, 2, "none for a probe")
-	get, post := telemetrytest.Named(t, spans, "GET /things/{id}"), telemetrytest.Named(t, spans, "POST /things/{id}")
-	require.Equal(t, otlp.Span_SPAN_KIND_SERVER, get.Kind)
-	require.Equal(t, "0af7651916cd43dd8448eb211c80319c", telemetrytest.Hex(get.TraceId), "the caller's trace goes on")
-	require.Equal(t, "/things/{id}", get.Attribute("http.route"))
-	require.Equal(t, "/things/1", get.Attribute("url.path"))
-	require.NotContains(t, get.String(), "private")
-	require.Equal(t, otlp.Status_STATUS_CODE_UNSET, get.Status.Code)
-	require.Equal(t, otlp.Status_STATUS_CODE_ERROR, post.Status.Code)
-	require.Equal(t, "503", post.Attribute("error.type"))
-}
+	require.Len(t, spans(), 4, "none for a probe, none for an open page")
+	get, attributes := named(t, spans(), "GET /things/{id}")
+	require.Equal(t, trace.SpanKindServer, get.SpanKind)
+	require.Equal(t, "0af7651916cd43dd8448eb211c80319c", get.SpanContext.TraceID().String(), "the caller's trace goes on")
+	require.Equal(t, "/things/{id}", attributes["http.route"])
+	require.Equal(t, "/things/1", attributes["url.path"])
+	require.NotContains(t, fmt.Sprint(attributes), "private")
+	require.Equal(t, codes.Unset, get.Status.Code)
+	post, attributes := named(t, spans(), "POST /things/{id}")
+	require.Equal(t, codes.Error, post.Status.Code)
+	require.Equal(t, "503", attributes["error.type"])
+	cut, attributes := named(t, spans(), "GET /cut")
+	require.Equal(t, codes.Error, cut.Status.Code)
+	require.Equal(t, "aborted", attributes["error.type"])
+	require.Equal(t, "/cut", attributes["http.route"])
+	_, attributes = named(t, spans(), "GET")
+	require.Equal(t, "/nowhere", attributes["url.path"])
+	require.NotContains(t, attributes, attribute.Key("http.route"))
 
-// What observing costs each request: without tracing, and with it.
-func BenchmarkHTTP(b *testing.B) {
-	run := func(name string, use ...func(http.Handler) http.Handler) {
-		h := chi.NewRouter()
-		h.Use(use...)
-		h.Post("/send", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) })
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/send", nil))
-			}
-		})
-	}
-	collector := telemetrytest.Start(b)
-	tracing := telemetry.Open(func(name string) string {
-		return map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL}[name]
-	}, "s", "1", slog.New(slog.DiscardHandler))
-	b.Cleanup(tracing.Close)
-	run("plain")
-	run("observed", observe.HTTP(&metrics.Registry{}, nil))
-	run("traced", observe.HTTP(&metrics.Registry{}, tracing))
+	require.Contains(t, scrape(registry, "application/openmetrics-text"), `# {trace_id="0af7651916cd43dd8448eb211c80319c"}`)
+	require.NotContains(t, shown(registry), "trace_id", "only OpenMetrics has exemplars")
 }

@@ -5,83 +5,76 @@ import (
 	"errors"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
-	"keda-p2/services/complex-app/metrics"
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
-	"keda-p2/services/contract/telemetry"
 )
 
-// Publisher observes a queue.Publisher: how long it took to send a message and
-// then until its confirm, and what went wrong.
+// Publisher is a queue.Publisher with metrics and traces around it.
 type Publisher struct {
-	publisher *queue.Publisher
-	queue     string
-	tracing   *telemetry.Tracing
-	duration  metrics.Histogram
-	inFlight  metrics.Gauge
+	*queue.Publisher
+	queue    string
+	tracer   trace.Tracer
+	duration *prometheus.HistogramVec // by error_type
+	inFlight prometheus.Gauge
 }
 
-// NewPublisher puts itself around p, whose Run must not have been called yet.
-func NewPublisher(p *queue.Publisher, queueName string, r *metrics.Registry, t *telemetry.Tracing) *Publisher {
-	o := &Publisher{publisher: p, queue: queueName, tracing: t,
-		duration: r.Histogram("messaging_client_operation_duration_seconds",
-			"How long it took to publish a message, and from then on until RabbitMQ had confirmed it.",
-			[]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-			"messaging_operation_name", "messaging_system", "messaging_destination_name", "error_type"),
-		inFlight: r.Gauge("keda_p2_publish_in_flight", "Messages that are published and not confirmed yet."),
+// NewPublisher returns p with metrics and traces around it.
+func NewPublisher(p *queue.Publisher, queueName string, registry prometheus.Registerer, provider trace.TracerProvider) *Publisher {
+	metrics := promauto.With(registry)
+	count := func(name, help string, f func() uint64) {
+		metrics.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(f()) })
 	}
-	o.inFlight.Add(0)
-	o.duration.Expect("publish", "rabbitmq", queueName, "")
-	o.duration.Expect("confirm", "rabbitmq", queueName, "")
-	connects := r.Counter("keda_p2_rabbitmq_connects_total", "Connections to RabbitMQ that the publisher has made: all but the first are reconnects.")
-	returns := r.Counter("keda_p2_publish_returns_total", "Messages that RabbitMQ gave back because there was no queue for them.")
-	p.Hooks.Connected = func() { connects.Add(1) }
-	p.Hooks.Returned = func() { returns.Add(1) }
+	count("keda_p2_rabbitmq_connects_total", "Connections to RabbitMQ that the publisher has made: all but the first are reconnects.", p.Connects)
+	count("keda_p2_publish_returns_total", "Messages that RabbitMQ returned because there was no queue for them.", p.Returns)
+	o := &Publisher{
+		Publisher: p, queue: queueName, tracer: provider.Tracer("keda-p2/complex-app"),
+		duration: metrics.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "messaging_client_operation_duration_seconds",
+			Help: "How long it took to publish a message, until RabbitMQ had confirmed it.",
+			ConstLabels: prometheus.Labels{
+				"messaging_operation_name": "publish", "messaging_system": "rabbitmq", "messaging_destination_name": queueName,
+			},
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"error_type"}),
+		inFlight: metrics.NewGauge(prometheus.GaugeOpts{
+			Name: "keda_p2_publish_in_flight", Help: "Messages that are published and not confirmed yet.",
+		}),
+	}
+	o.duration.WithLabelValues("") // as in HTTP
 	return o
 }
 
-// Ready is queue.Publisher's.
-func (o *Publisher) Ready() error { return o.publisher.Ready() }
+// Publish is queue.Publisher's, with the context of its span in the message.
+func (o *Publisher) Publish(ctx context.Context, m contract.Message) error {
+	ctx, span := o.tracer.Start(ctx, "send "+o.queue, trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(
+		attribute.String("messaging.system", "rabbitmq"),
+		attribute.String("messaging.operation.name", "send"),
+		attribute.String("messaging.operation.type", "send"),
+		attribute.String("messaging.destination.name", o.queue),
+		attribute.String("messaging.message.id", m.ID),
+	))
+	defer span.End()
+	headers := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(ctx, headers)
+	m.Trace = headers
 
-// Send is the first half of queue.Publisher's Publish, with the span's headers on
-// the message. The second half is confirmed, which must be called once.
-func (o *Publisher) Send(ctx context.Context, m contract.Message) (confirmed func() error, err error) {
-	end := func(error) {}
-	if o.tracing != nil {
-		ctx, end = o.tracing.Start(ctx, "send "+o.queue, trace.SpanKindProducer, trace.WithAttributes(
-			attribute.String("messaging.system", "rabbitmq"),
-			attribute.String("messaging.operation.name", "send"),
-			attribute.String("messaging.operation.type", "send"),
-			attribute.String("messaging.destination.name", o.queue),
-			attribute.String("messaging.message.id", m.ID),
-		))
-		m.Trace = telemetry.Headers(ctx)
-	}
 	began := time.Now()
-	sent, err := o.publisher.Send(m)
-	written := time.Now()
-	o.observe("publish", began, written, err)
+	o.inFlight.Inc()
+	err := o.Publisher.Publish(ctx, m)
+	o.inFlight.Dec()
+	record(o.duration.WithLabelValues(errorType(err)), began, span)
 	if err != nil {
-		end(err)
-		return nil, err
+		span.SetAttributes(attribute.String("error.type", errorType(err)))
+		span.SetStatus(codes.Error, err.Error())
 	}
-	o.inFlight.Add(1)
-	return func() error {
-		err := sent.Wait(ctx)
-		confirmed := time.Now()
-		o.inFlight.Add(-1)
-		o.observe("confirm", written, confirmed, err)
-		o.tracing.Note(ctx, "confirm", trace.SpanKindInternal, written, confirmed)
-		end(err)
-		return err
-	}, nil
-}
-
-func (o *Publisher) observe(operation string, from, until time.Time, err error) {
-	o.duration.Observe(until.Sub(from).Seconds(), operation, "rabbitmq", o.queue, errorType(err))
+	return err
 }
 
 func errorType(err error) string {

@@ -7,33 +7,37 @@ import (
 	"iter"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"keda-p2/services/complex-app/metrics"
 	"keda-p2/services/complex-app/observe"
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/records"
 )
 
-func registered(s interface {
+type store interface {
 	Finished(context.Context, time.Time) iter.Seq2[records.Record, error]
 	Newest(context.Context) (time.Time, error)
-	Unfinished(context.Context) (int64, error)
-}) *metrics.Registry {
-	r := &metrics.Registry{}
-	observe.AddRecords(r, s, slog.New(slog.DiscardHandler))
+	CountByStatus(context.Context, ...records.Status) (map[records.Status]int64, error)
+}
+
+func registered(s store) *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	observe.Records(r, s, slog.New(slog.DiscardHandler))
 	return r
 }
 
-// Two replicas, one of which is restarted, show the same numbers.
+// Two replicas show the same numbers. One that is restarted begins at 0.
 func TestEachRecordCountsOnceInEveryReplica(t *testing.T) {
 	t.Parallel()
 	store := contracttest.Store(t)
 	require.NoError(t, store.CreateIndexes(t.Context()))
-	first := registered(store)
+	first, second := registered(store), registered(store)
+	require.Contains(t, shown(second), "keda_p2_record_redeliveries_total 0\n")
 	require.Contains(t, shown(first), "keda_p2_record_redeliveries_total 0\n")
 	require.NotContains(t, shown(first), "\nkeda_p2_newest", "no event was claimed")
 
@@ -53,8 +57,9 @@ func TestEachRecordCountsOnceInEveryReplica(t *testing.T) {
 		}
 		require.Contains(t, shown(first), fmt.Sprintf("keda_p2_record_total_seconds_count %d\n", min(i+1, 3)), "read one by one")
 	}
-	second := registered(store) // reads all at once
-	for _, r := range []*metrics.Registry{first, second, first} {
+	require.NoError(t, store.Begin(t.Context(), contract.Message{ID: "failed", Event: contract.Event{Name: "a"}, SentAt: sent}, records.Run{Job: "j", Attempt: 1}))
+	require.NoError(t, store.Fail(t.Context(), "failed", records.Failed, "boom"))
+	for _, r := range []*prometheus.Registry{first, second, first} { // the second one reads all at once
 		got := shown(r)
 		for _, line := range []string{
 			"keda_p2_record_waiting_seconds_count 3", "keda_p2_record_waiting_seconds_sum 12",
@@ -62,22 +67,30 @@ func TestEachRecordCountsOnceInEveryReplica(t *testing.T) {
 			"keda_p2_record_processing_seconds_count 3",
 			"keda_p2_record_total_seconds_count 3",
 			"keda_p2_record_redeliveries_total 1",
-			`keda_p2_records{status="processing"} 1`,
+			`keda_p2_records{status="processing"} 1`, `keda_p2_records{status="retrying"} 0`, `keda_p2_records{status="failed"} 1`,
 			fmt.Sprintf("keda_p2_newest_claimed_sent_timestamp_seconds %v", float64(sent.UnixMilli())/1000),
 		} {
 			require.Contains(t, got, line+"\n")
 		}
 	}
+	restarted := registered(store)
+	for range 2 {
+		require.Contains(t, shown(restarted), "keda_p2_record_total_seconds_count 0\n")
+	}
+	begin("after", 1)
+	require.NoError(t, store.Finish(t.Context(), "after"))
+	require.Contains(t, shown(restarted), "keda_p2_record_total_seconds_count 1\n")
 }
 
-// fakeStore yields its records, and then its error.
+// fakeStore yields its records, and then its error, if it does not hang.
 type fakeStore struct {
 	finished []records.Record
 	err      error
+	hangs    bool
 	since    time.Time // asked for
 }
 
-func (s *fakeStore) Finished(_ context.Context, since time.Time) iter.Seq2[records.Record, error] {
+func (s *fakeStore) Finished(ctx context.Context, since time.Time) iter.Seq2[records.Record, error] {
 	s.since = since
 	return func(yield func(records.Record, error) bool) {
 		for _, r := range s.finished {
@@ -85,55 +98,104 @@ func (s *fakeStore) Finished(_ context.Context, since time.Time) iter.Seq2[recor
 				return
 			}
 		}
-		if s.err != nil {
-			yield(records.Record{}, s.err)
+		err := s.err
+		if s.hangs {
+			<-ctx.Done()
+			err = ctx.Err()
+		}
+		if err != nil {
+			yield(records.Record{}, err)
 		}
 	}
 }
 
-func (s *fakeStore) Newest(context.Context) (time.Time, error) { return time.Time{}, s.err }
-func (s *fakeStore) Unfinished(context.Context) (int64, error) { return 0, s.err }
+func (s *fakeStore) Newest(context.Context) (time.Time, error) { return time.Unix(1, 0), s.err }
 
-func TestAReadingThatIsCutOffShowsNothingAndGoesOn(t *testing.T) {
-	t.Parallel()
-	at := time.Now()
-	done := func(id string, changed time.Time) records.Record {
-		return records.Record{ID: id, StoredAt: at, FinishedAt: at.Add(time.Second), ChangedAt: changed}
-	}
-	s := &fakeStore{finished: []records.Record{done("old", time.Time{}), done("a", at)}, err: errors.New("cut off")}
-	r := registered(s)
-	require.NotContains(t, shown(r), "keda_p2_record_processing", "half of the counts would look like a reset")
-
-	s.err, s.finished = nil, append(s.finished, done("b", at.Add(time.Minute)), done("late", at.Add(51*time.Second)))
-	require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 4\n")
-	require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 4\n")
-	require.Equal(t, at.Add(50*time.Second), s.since, "only what may be new is read")
-	s.finished = append(s.finished, done("later", at.Add(52*time.Second)))
-	require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 5\n", "one that became visible late")
-
-	s.err = errors.New("MongoDB is away")
-	require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 5\n", "the last numbers still hold")
-	require.NotContains(t, shown(r), "keda_p2_records{")
+func (s *fakeStore) CountByStatus(context.Context, ...records.Status) (map[records.Status]int64, error) {
+	return map[records.Status]int64{records.Failed: 1}, s.err
 }
 
-func TestManyRecords(t *testing.T) {
+func done(id string, changed time.Time) records.Record {
+	return records.Record{ID: id, StoredAt: changed, FinishedAt: changed.Add(time.Second), ChangedAt: changed}
+}
+
+func requireCounted(t *testing.T, r *prometheus.Registry, n int, why string) {
+	t.Helper()
+	require.Contains(t, shown(r), fmt.Sprintf("keda_p2_record_processing_seconds_count %d\n", n), why)
+}
+
+func TestAScrapeReadsOnlyWhatIsNew(t *testing.T) {
 	t.Parallel()
-	at := time.Now()
-	s := &fakeStore{}
-	for i := range 30_000 {
-		s.finished = append(s.finished, records.Record{ID: fmt.Sprint(i), StoredAt: at, FinishedAt: at, ChangedAt: at.Add(time.Duration(i) * time.Second)})
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		s := &fakeStore{finished: []records.Record{done("old", start.Add(-time.Second)), done("a", start)}}
+		r := registered(s)
+		requireCounted(t, r, 1, "the other one was done before the start")
+		require.Equal(t, start, s.since, "and is not read")
+
+		s.finished = append(s.finished, done("b", start.Add(time.Minute)))
+		requireCounted(t, r, 2, "")
+		requireCounted(t, r, 2, "none counts twice")
+		require.Equal(t, start.Add(50*time.Second), s.since)
+		s.finished = append(s.finished, done("late", start.Add(51*time.Second)))
+		requireCounted(t, r, 3, "one that became visible late")
+	})
+}
+
+func TestAReadingThatIsCutOffGoesOnAtTheNextScrape(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		s := &fakeStore{finished: []records.Record{done("a", start.Add(time.Minute))}, hangs: true}
+		r := registered(s)
+		requireCounted(t, r, 1, "")
+		require.Equal(t, 5*time.Second, time.Since(start), "Prometheus waits for ten seconds")
+		for _, line := range []string{`keda_p2_records{status="failed"} 1`, "keda_p2_newest_claimed_sent_timestamp_seconds 1"} {
+			require.Contains(t, shown(r), line+"\n", "without it, an alert would fire")
+		}
+		s.hangs, s.finished = false, append(s.finished, done("b", start.Add(2*time.Minute)))
+		requireCounted(t, r, 2, "")
+		require.Equal(t, start.Add(50*time.Second), s.since)
+
+		s.err = errors.New("MongoDB is away")
+		requireCounted(t, r, 2, "the last numbers still hold")
+		require.NotContains(t, shown(r), "keda_p2_records{")
+		require.NotContains(t, shown(r), "\nkeda_p2_newest")
+	})
+}
+
+func TestAScrapeCountsABoundedNumberOfRecords(t *testing.T) {
+	t.Parallel()
+	for name, apart := range map[string]time.Duration{"over time": time.Second, "at once": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &fakeStore{}
+			r := registered(s)
+			for i := range 25_000 {
+				s.finished = append(s.finished, done(fmt.Sprint(i), time.Now().Add(time.Duration(i)*apart)))
+			}
+			for _, n := range []int{10_000, 20_000, 25_000, 25_000} {
+				requireCounted(t, r, n, "")
+			}
+		})
 	}
-	r := registered(s)
-	for range 2 {
-		require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 30000\n")
-	}
+}
+
+// main registers the collector before MongoDB has to be there.
+func TestRegisteringDoesNotAskMongoDB(t *testing.T) {
+	t.Parallel()
+	require.NotPanics(t, func() { registered(nil) })
 }
 
 func TestReady(t *testing.T) {
 	t.Parallel()
-	r := &metrics.Registry{}
-	away := errors.New("away")
-	observe.Ready(r, func() error { return nil }, func(context.Context) error { return away })
-	require.Contains(t, shown(r), `keda_p2_dependency_ready{dependency="RabbitMQ"} 1`+"\n")
-	require.Contains(t, shown(r), `keda_p2_dependency_ready{dependency="MongoDB"} 0`+"\n")
+	synctest.Test(t, func(t *testing.T) {
+		r, start := prometheus.NewRegistry(), time.Now()
+		hangs := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		observe.Ready(r, func() error { return nil }, hangs)
+		got := shown(r)
+		require.Equal(t, time.Second, time.Since(start))
+		require.Contains(t, got, `keda_p2_dependency_ready{dependency="RabbitMQ"} 1`+"\n")
+		require.Contains(t, got, `keda_p2_dependency_ready{dependency="MongoDB"} 0`+"\n")
+	})
 }

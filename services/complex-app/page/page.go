@@ -1,86 +1,72 @@
-// Package page is the page that complex-app serves, with everything that it
-// loads: there is nothing from another host, and no build step. The chart library
-// is built by `make chart`, whose result is in the repository.
+// Package page is complex-app's page: GET / and its files, GET /events with what has
+// changed, GET /status with the numbers. All of it is in this folder, and only main
+// imports it: to do without a page, delete both.
+//
+// Run looks at the servers once a second and keeps what it finds in the state. The
+// handlers answer from the state alone, so a hundred open pages cost no more queries
+// than none:
+//
+//	RabbitMQ, MongoDB  <--  Run (view.go)  -->  state (state.go)  -->  handlers (here)
 package page
 
 import (
-	"bytes"
-	"compress/gzip"
-	"crypto/sha256"
-	"embed"
-	"encoding/hex"
-	"errors"
+	"encoding/json"
 	"fmt"
-	"io"
-	"path"
-	"strings"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/klauspost/compress/gzhttp"
 )
 
-//go:embed assets
-var assets embed.FS
+// writeTimeout cuts a client off that reads slowly or not at all. An error of writing
+// means no more than that, and goes nowhere.
+const writeTimeout = 30 * time.Second
 
-// types are the media types by the end of a file's name.
-var types = map[string]string{
-	".css":  "text/css; charset=utf-8",
-	".html": "text/html; charset=utf-8",
-	".js":   "text/javascript; charset=utf-8",
-	".svg":  "image/svg+xml",
-	".txt":  "text/plain; charset=utf-8",
+// Page is the page of one complex-app.
+type Page struct {
+	publisher publisher
+	counter   counter
+	store     store
+	dead      deadLetters
+	log       *slog.Logger
+	etags     map[string]string // of the files, by name
+	state     *state
 }
 
-// File is one of the page's, compressed.
-type File struct {
-	Type string // media type
-	ETag string
-	Gzip []byte
+// New returns a page that knows nothing until Run has looked.
+func New(p publisher, c counter, s store, d deadLetters, log *slog.Logger) *Page {
+	return &Page{publisher: p, counter: c, store: s, dead: d, log: log, etags: newETags(), state: newState()}
 }
 
-// Files returns all files by name.
-func Files() (map[string]File, error) {
-	entries, err := assets.ReadDir("assets")
-	if err != nil {
-		return nil, err
-	}
-	files := map[string]File{}
-	for _, entry := range entries {
-		body, err := assets.ReadFile("assets/" + entry.Name())
-		if err != nil {
-			return nil, err
-		}
-		name, compressed := strings.CutSuffix(entry.Name(), ".gz")
-		if !compressed {
-			if body, err = compress(body); err != nil {
-				return nil, err
-			}
-		}
-		f := File{Type: types[path.Ext(name)], Gzip: body}
-		if f.Type == "" {
-			return nil, fmt.Errorf("page: %s has no media type", name)
-		}
-		sum := sha256.Sum256(body)
-		f.ETag = `"` + hex.EncodeToString(sum[:8]) + `"`
-		files[name] = f
-	}
-	return files, nil
+// Mount adds the page's routes.
+func (p *Page) Mount(r chi.Router) {
+	file := gzhttp.GzipHandler(http.HandlerFunc(p.handleFile))
+	r.Get("/", file)
+	r.Get("/page/{name}", file)
+	r.Get("/events", p.handleEvents)
+	r.Get("/status", p.handleStatus)
 }
 
-func compress(body []byte) ([]byte, error) {
-	var b bytes.Buffer
-	w, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
-	if err != nil {
-		return nil, err
-	}
-	_, err = w.Write(body)
-	err = errors.Join(err, w.Close()) // which writes the end
-	return b.Bytes(), err
+// handleEvents answers with what has changed since the given cursors: GET
+// /events?after=…. A page asks again and again. No connection is held open, because a
+// browser has only six of them to a host, for all of its tabs together.
+func (p *Page) handleEvents(w http.ResponseWriter, r *http.Request) {
+	setJSON(w)
+	// The clock is no part of the changes: all pages share those for a moment.
+	_, _ = fmt.Fprintf(w, `{"at":%d,"changes":%s}`, time.Now().UnixMilli(), p.state.changes(r.URL.Query()["after"]))
 }
 
-// Plain writes the file as it was before it was compressed.
-func (f File) Plain(w io.Writer) error {
-	r, err := gzip.NewReader(bytes.NewReader(f.Gzip))
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(w, r)
-	return err
+// handleStatus answers with how things were at the last look: GET /status. It is 200
+// also when RabbitMQ or MongoDB is down, and says so.
+func (p *Page) handleStatus(w http.ResponseWriter, _ *http.Request) {
+	setJSON(w)
+	_ = json.NewEncoder(w).Encode(p.state.current())
+}
+
+func setJSON(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // tests' ResponseWriters cannot
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
 }

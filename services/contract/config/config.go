@@ -7,8 +7,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"strconv"
 	"strings"
 	"unicode"
@@ -16,27 +18,11 @@ import (
 	"github.com/kelseyhightower/envconfig"
 )
 
-// Load fills cfg, a pointer to a struct with envconfig tags, from the
-// environment and validates it. Its one error names every problem. Values are
-// quoted only where they could not be parsed, so a secret must be a string.
+// Load fills cfg, a pointer to a struct with envconfig tags, from the environment
+// and validates it. Its one error names every problem. Values are quoted only where
+// they could not be parsed, so a secret must be a string.
 func Load(cfg interface{ Validate() error }) error {
-	var problems []error
-	// envconfig stops at the first bad value. Without that value the default
-	// takes its place, and the next call finds the next problem.
-	for {
-		err := envconfig.Process("", cfg)
-		var bad *envconfig.ParseError
-		if !errors.As(err, &bad) {
-			if err != nil {
-				return fmt.Errorf("configuration: %w", err)
-			}
-			break
-		}
-		problems = append(problems, fmt.Errorf("%s: %q is not %s", bad.KeyName, bad.Value, expected(bad.TypeName)))
-		if err := os.Unsetenv(bad.KeyName); err != nil {
-			return fmt.Errorf("configuration: %w", err)
-		}
-	}
+	problems := read("", reflect.ValueOf(cfg).Elem())
 	problems = append(problems, cfg.Validate())
 	if err := errors.Join(problems...); err != nil {
 		return fmt.Errorf("configuration: %s", oneLine(err.Error()))
@@ -44,8 +30,33 @@ func Load(cfg interface{ Validate() error }) error {
 	return nil
 }
 
-// oneLine is for the log: a file's name, for one, stands in its error as it is,
-// whatever characters it has.
+// read fills one field after the other: envconfig stops at the first bad value of a
+// struct. A field whose value is bad gets its default.
+func read(prefix string, settings reflect.Value) (problems []error) {
+	for i := range settings.NumField() {
+		field := settings.Type().Field(i)
+		if field.Anonymous {
+			problems = append(problems, read(prefix, settings.Field(i))...)
+			continue
+		}
+		if field.Type.Kind() == reflect.Struct {
+			problems = append(problems, read(strings.ToUpper(field.Name), settings.Field(i))...)
+			continue
+		}
+		one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
+		err := envconfig.Process(prefix, one.Interface())
+		var bad *envconfig.ParseError
+		if errors.As(err, &bad) {
+			err = fmt.Errorf("%s: %s", bad.KeyName, explain(bad))
+			_ = envconfig.Process("NO_SUCH_VARIABLE", one.Interface()) // sets the default
+		}
+		problems = append(problems, err)
+		settings.Field(i).Set(one.Elem().Field(0))
+	}
+	return problems
+}
+
+// oneLine replaces control characters, which a file name in an error may contain.
 func oneLine(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
@@ -55,27 +66,46 @@ func oneLine(text string) string {
 	}, strings.ReplaceAll(text, "\n", "; "))
 }
 
-func expected(typeName string) string {
-	switch typeName {
+func explain(bad *envconfig.ParseError) string {
+	switch bad.TypeName {
 	case "time.Duration":
-		return "a duration; give a number and a unit, such as 20s or 5m"
+		return fmt.Sprintf("%q is not a duration; give a number and a unit, such as 20s or 5m", bad.Value)
 	case "bool":
-		return "true or false"
+		return fmt.Sprintf("%q is not true or false", bad.Value)
 	case "int":
-		return "a whole number"
-	case "telemetry.LogFormat":
-		return "one of auto, json and text"
+		return fmt.Sprintf("%q is not a whole number", bad.Value)
+	case "float64":
+		return fmt.Sprintf("%q is not a number", bad.Value)
 	case "slog.Level":
-		return "one of debug, info, warn and error"
-	default:
-		return "of type " + typeName
+		return fmt.Sprintf("%q is not one of debug, info, warn and error", bad.Value)
+	default: // a type with a Decode of its own, whose error may be shown
+		return bad.Err.Error()
 	}
 }
 
-// Server is where a server is and how to log in to it. It is embedded in a
-// struct that adds Port, as each server has a default port of its own. There
-// are no envconfig:"…" tags here: with one, envconfig would fall back to the
-// bare name, and take the shell's USER for RABBITMQ_USER.
+// Port is a server's port. Kubernetes sets RABBITMQ_PORT=tcp://10.0.0.1:5672 in
+// pods beside a Service named rabbitmq: the port is taken out of such a value.
+type Port string
+
+// Decode is envconfig's. Its error does not quote the value, which may be a URL with
+// a password.
+func (p *Port) Decode(value string) error {
+	if address, ok := strings.CutPrefix(value, "tcp://"); ok {
+		if _, port, err := net.SplitHostPort(address); err == nil {
+			value = port
+		}
+	}
+	if n, err := strconv.ParseUint(value, 10, 16); err != nil || n == 0 {
+		return errors.New("is not a port from 1 to 65535")
+	}
+	*p = Port(value)
+	return nil
+}
+
+// Server says where a server is and how to log in to it. It is embedded in a struct
+// that adds Port, as each server has its own default port. It has no envconfig:"…"
+// tags: with one, envconfig would also accept the bare name, and take the shell's
+// USER for RABBITMQ_USER.
 type Server struct {
 	Host     string `default:"localhost"`
 	User     string
@@ -85,20 +115,13 @@ type Server struct {
 }
 
 // Validate checks the variables that begin with prefix, such as RABBITMQ.
-func (s Server) Validate(prefix, port string) error {
+func (s Server) Validate(prefix string) error {
 	var problems []error
-	// a host is never quoted: somebody may have put a URL with a password there
+	// a host is never quoted: it may be a URL with a password
 	if s.Host == "" {
 		problems = append(problems, fmt.Errorf("%s_HOST: is empty", prefix))
 	} else if strings.ContainsAny(s.Host, "/@, ") || strings.Contains(s.Host, ":") && !isIPv6(s.Host) {
 		problems = append(problems, fmt.Errorf("%[1]s_HOST: give one host name or address only; the rest goes into %[1]s_PORT, %[1]s_USER and %[1]s_PASSWORD", prefix))
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		problem := fmt.Sprintf("%s_PORT: %q is not a port from 1 to 65535", prefix, port)
-		if strings.HasPrefix(port, "tcp://") {
-			problem += "; Kubernetes sets this for a Service of that name: put enableServiceLinks: false into the pod's spec"
-		}
-		problems = append(problems, errors.New(problem))
 	}
 	if s.User == "" && s.Password != "" {
 		problems = append(problems, fmt.Errorf("%[1]s_USER: is empty, but %[1]s_PASSWORD is set", prefix))

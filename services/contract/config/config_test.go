@@ -45,7 +45,7 @@ func TestLoadDefaults(t *testing.T) {
 	require.NoError(t, config.Load(&s))
 	require.Equal(t, queue.Config{
 		Server: config.Server{Host: "localhost", User: "user", Password: "a/b?c#d%"},
-		Port:   "5672", VHost: "/", Queue: "task_queue",
+		Port:   "5672", VHost: "/", Queue: "task_queue", MaxAttempts: 5, RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute,
 	}, s.RabbitMQ)
 	require.Equal(t, records.Config{
 		Server: config.Server{Host: "localhost"},
@@ -58,7 +58,7 @@ func TestLoadNamesEveryProblemAndNoSecret(t *testing.T) {
 	for name, value := range map[string]string{
 		"WAIT":              "20",
 		"RABBITMQ_HOST":     "amqp://user:s3cret@rabbitmq",
-		"RABBITMQ_PORT":     "tcp://10.96.0.7:5672",
+		"RABBITMQ_PORT":     "amqp://user:s3cret@rabbitmq:5672",
 		"RABBITMQ_USER":     "",
 		"RABBITMQ_PASSWORD": "s3cret",
 		"RABBITMQ_TLS":      "maybe",
@@ -71,7 +71,7 @@ func TestLoadNamesEveryProblemAndNoSecret(t *testing.T) {
 	for _, problem := range []string{
 		`WAIT: "20" is not a duration; give a number and a unit, such as 20s`,
 		"RABBITMQ_HOST: give one host name",
-		`RABBITMQ_PORT: "tcp://10.96.0.7:5672" is not a port`, "enableServiceLinks: false",
+		"RABBITMQ_PORT: is not a port from 1 to 65535",
 		"RABBITMQ_USER: is empty",
 		`RABBITMQ_TLS: "maybe" is not true or false`,
 		"RABBITMQ_VHOST: is empty",
@@ -88,31 +88,43 @@ func TestServerValidate(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		server  config.Server
-		port    string
 		problem string
 	}{
-		{name: "a name", server: config.Server{Host: "rabbitmq.default.svc"}, port: "5672"},
-		{name: "IPv4", server: config.Server{Host: "127.0.0.1"}, port: "1"},
-		{name: "IPv6", server: config.Server{Host: "::1"}, port: "65535"},
-		{name: "a port in the host", server: config.Server{Host: "rabbitmq:5672"}, port: "5672", problem: "X_HOST: give one host"},
-		{name: "two hosts", server: config.Server{Host: "a,b"}, port: "5672", problem: "X_HOST: give one host"},
-		{name: "no port", server: config.Server{Host: "a"}, problem: `X_PORT: ""`},
-		{name: "port 0", server: config.Server{Host: "a"}, port: "0", problem: `X_PORT: "0"`},
-		{name: "a port too high", server: config.Server{Host: "a"}, port: "65536", problem: "X_PORT"},
-		{name: "a password without a user", server: config.Server{Host: "a", Password: "p"}, port: "1", problem: "X_USER"},
-		{name: "a CA without TLS", server: config.Server{Host: "a", CAFile: "ca.pem"}, port: "1", problem: "X_CA_FILE: needs X_TLS=true"},
-		{name: "no such CA", server: config.Server{Host: "a", TLS: true, CAFile: "none.pem"}, port: "1", problem: "X_CA_FILE: open none.pem"},
-		{name: "not a CA", server: config.Server{Host: "a", TLS: true, CAFile: "config.go"}, port: "1", problem: "no certificate in config.go"},
+		{name: "a name", server: config.Server{Host: "rabbitmq.default.svc"}},
+		{name: "IPv4", server: config.Server{Host: "127.0.0.1"}},
+		{name: "IPv6", server: config.Server{Host: "::1"}},
+		{name: "a port in the host", server: config.Server{Host: "rabbitmq:5672"}, problem: "X_HOST: give one host"},
+		{name: "two hosts", server: config.Server{Host: "a,b"}, problem: "X_HOST: give one host"},
+		{name: "a password without a user", server: config.Server{Host: "a", Password: "p"}, problem: "X_USER"},
+		{name: "a CA without TLS", server: config.Server{Host: "a", CAFile: "ca.pem"}, problem: "X_CA_FILE: needs X_TLS=true"},
+		{name: "no such CA", server: config.Server{Host: "a", TLS: true, CAFile: "none.pem"}, problem: "X_CA_FILE: open none.pem"},
+		{name: "not a CA", server: config.Server{Host: "a", TLS: true, CAFile: "config.go"}, problem: "no certificate in config.go"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			err := c.server.Validate("X", c.port)
+			err := c.server.Validate("X")
 			if c.problem == "" {
 				require.NoError(t, err)
 			} else {
 				require.ErrorContains(t, err, c.problem)
 			}
 		})
+	}
+}
+
+func TestPort(t *testing.T) {
+	for value, want := range map[string]string{
+		"5672": "5672", "1": "1", "65535": "65535",
+		"tcp://10.96.0.7:5672": "5672", "tcp://[fd00::7]:5671": "5671", // Kubernetes sets these
+	} {
+		t.Setenv("RABBITMQ_PORT", value)
+		var s settings
+		_ = config.Load(&s)
+		require.Equal(t, config.Port(want), s.RabbitMQ.Port, value)
+	}
+	for _, value := range []string{"", "0", "65536", "-1", "tcp://10.96.0.7", "tcp://10.96.0.7:x", "http://10.96.0.7:5672", "rabbitmq:5672", " "} {
+		t.Setenv("RABBITMQ_PORT", value)
+		require.ErrorContains(t, config.Load(&settings{}), "RABBITMQ_PORT: is not a port from 1 to 65535", value)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/mod/semver"
 
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
@@ -37,6 +38,7 @@ func RabbitMQ(t testing.TB) queue.Config {
 	c := s.RabbitMQ
 	require.NoError(t, c.Validate(), howTo)
 	c.Queue = "test-" + rand.Text()
+	c.RetryMin = 100 * time.Millisecond
 	t.Cleanup(func() {
 		ch := Channel(t, c)
 		for _, name := range []string{c.Queue, c.DeadQueue()} {
@@ -80,6 +82,16 @@ func Channel(t testing.TB, c queue.Config) *amqp.Channel {
 	ch, err := conn.Channel()
 	require.NoError(t, err)
 	return ch
+}
+
+// RabbitMQIsAtLeast reports whether the broker's version is at least the given one,
+// such as 4.3.
+func RabbitMQIsAtLeast(t testing.TB, c queue.Config, version string) bool {
+	t.Helper()
+	conn, err := queue.Dial(context.Background(), c, t.Name())
+	require.NoError(t, err, howTo)
+	defer func() { _ = conn.Close() }()
+	return semver.Compare("v"+conn.Properties["version"].(string), "v"+version) >= 0
 }
 
 // Consumer returns a connected consumer.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"keda-p2/services/contract"
@@ -14,31 +15,14 @@ import (
 // ErrEmpty is returned by Claim when no message came in time.
 var ErrEmpty = errors.New("the queue is empty")
 
-// Headers of a dead letter that a worker gave up. Those that the broker gave up
-// after MaxAttempts deliveries carry its own x-death header.
-const (
-	HeaderReason   = "dead-letter-reason"
-	HeaderAttempts = "dead-letter-attempts"
-	HeaderJob      = "dead-letter-job"
-	HeaderTime     = "dead-letter-time" // RFC 3339
-)
-
-// The broker's counters of a redelivered message. RabbitMQ 4 counts every
-// delivery in the first; the second counts those that go towards the delivery
-// limit, and is all that 3.x has.
-const (
-	acquiredCount = "x-acquired-count"
-	deliveryCount = "x-delivery-count"
-)
-
-// Claim asks an empty queue again after these pauses, which grow: a Job's
-// message is there at once, a worker that stays may wait for long.
+// Claim asks an empty queue again after these pauses, which grow: a Job's message is
+// there at once, while a worker that stays may wait for a long time.
 const (
 	minPoll = 50 * time.Millisecond
 	maxPoll = time.Second
 )
 
-// Consumer claims messages one at a time.
+// Consumer claims messages one at a time. It is for one goroutine.
 type Consumer struct {
 	cfg      Config
 	conn     *amqp.Connection
@@ -47,18 +31,16 @@ type Consumer struct {
 	returned <-chan amqp.Return
 }
 
-// Delivery is a claimed message. RabbitMQ keeps it for this consumer until one
-// of Ack, Return and DeadLetter, and gives it to another as soon as the
+// Delivery is a claimed message. RabbitMQ keeps it for this consumer until one of
+// Ack, Retry, Release and DeadLetter, and gives it to another as soon as the
 // connection is lost.
 type Delivery struct {
-	// Attempt counts this message's deliveries from 1.
-	Attempt int
-	raw     amqp.Delivery
-	c       *Consumer
+	raw amqp.Delivery
+	c   *Consumer
 }
 
-// Connect opens a connection and declares the queue. The name is the
-// connection's, as RabbitMQ's management page shows it.
+// Connect opens a connection and declares the queue. The name is the connection's, as
+// RabbitMQ's management page shows it.
 func Connect(ctx context.Context, c Config, name string) (*Consumer, error) {
 	conn, err := Dial(ctx, c, name)
 	if err != nil {
@@ -81,22 +63,27 @@ func Connect(ctx context.Context, c Config, name string) (*Consumer, error) {
 	}, nil
 }
 
-// Claim takes one message, waiting for it up to the given time. It uses
-// basic.get, since a subscription would be handed the next message as soon as
-// this one is acknowledged.
+// Claim takes one message, waiting for it up to the given time. It uses basic.get:
+// a subscription would get the next message as soon as this one is acknowledged.
 func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, error) {
 	deadline := time.After(wait)
 	for pause := minPoll; ; pause = min(2*pause, maxPoll) {
-		// whoever is told to stop takes no message any more
-		if ctx.Err() != nil {
+		if ctx.Err() != nil { // told to stop: take no message any more
 			return nil, context.Cause(ctx)
 		}
 		raw, ok, err := c.ch.Get(c.cfg.Queue, false)
 		if err != nil {
 			return nil, fmt.Errorf("get from %s: %w", c.cfg.Queue, err)
 		}
+		if ok && raw.MessageId == "" {
+			if err := c.giveID(ctx, raw); err != nil {
+				return nil, err
+			}
+			pause = minPoll
+			continue
+		}
 		if ok {
-			return &Delivery{Attempt: attempt(raw), raw: raw, c: c}, nil
+			return &Delivery{raw: raw, c: c}, nil
 		}
 		select {
 		case <-time.After(pause):
@@ -108,66 +95,69 @@ func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, er
 	}
 }
 
-// Lost ends when the connection does. A claimed message is then no longer this
-// consumer's: another one gets it.
-func (c *Consumer) Lost() <-chan *amqp.Error { return c.lost }
-
-// Close closes the connection. RabbitMQ answers it after all that was sent
-// before, so nil also means that an Ack, a Return or a DeadLetter has arrived.
-func (c *Consumer) Close() error { return c.conn.CloseDeadline(time.Now().Add(closeTimeout)) }
-
-// Message decodes the delivery. The error is a contract.ErrInvalid when the
-// message can never be processed.
-func (d *Delivery) Message() (contract.Message, error) {
-	if d.raw.MessageId == "" {
-		return contract.Message{}, fmt.Errorf("%w: the message has no message-id property, by which a redelivery is told from a new message", contract.ErrInvalid)
-	}
-	event, err := contract.Decode(d.raw.Body)
+// giveID replaces a message of another program that has no message-id, by which a
+// redelivery is told from a new message. A crash before the Ack leaves two messages,
+// and so two records: without an id nobody can tell that they are one.
+func (c *Consumer) giveID(ctx context.Context, raw amqp.Delivery) error {
+	id, err := uuid.NewV7()
 	if err != nil {
-		return contract.Message{}, err
+		return err
 	}
-	return contract.Message{Event: event, ID: d.raw.MessageId, SentAt: sentAt(d.raw)}, nil
+	m := republish(raw)
+	m.MessageId = id.String()
+	if err := c.publish(ctx, c.cfg.Queue, m); err != nil {
+		return fmt.Errorf("give a message an id: %w", err)
+	}
+	return raw.Ack(false)
 }
 
-// ID returns the message's id, which may be empty.
+// Lost returns a channel that yields when the connection is lost. A claimed message
+// then goes to another consumer.
+func (c *Consumer) Lost() <-chan *amqp.Error { return c.lost }
+
+// Close closes the connection. RabbitMQ answers it after everything sent before, so
+// nil also means that an Ack, a Retry, a Release or a DeadLetter has arrived.
+func (c *Consumer) Close() error { return c.conn.CloseDeadline(time.Now().Add(closeTimeout)) }
+
+// Message decodes the delivery. After a contract.ErrInvalid the message can never be
+// processed; its id, time and trace are there all the same.
+func (d *Delivery) Message() (contract.Message, error) { return decode(d.raw) }
+
+// ID returns the message's id.
 func (d *Delivery) ID() string { return d.raw.MessageId }
 
-// SentAt returns when the message was sent, or the zero time.
-func (d *Delivery) SentAt() time.Time { return sentAt(d.raw) }
+// Attempt returns how many times the message has been tried, this one included. A
+// redriven message counts on.
+func (d *Delivery) Attempt() int { return attempt(d.raw) }
 
-// Header returns a header's text, or "".
-func (d *Delivery) Header(name string) string { return header[string](d.raw, name) }
+// LastAttempt reports whether RabbitMQ would give the message up after a Retry. The
+// worker does it first, so that the dead letter says why.
+func (d *Delivery) LastAttempt() bool { return attemptHere(d.raw) >= d.c.cfg.MaxAttempts }
 
 // Ack removes the message from the queue.
 func (d *Delivery) Ack() error { return d.raw.Ack(false) }
 
-// Return puts the message back for another consumer. When it counts, it goes
-// towards MaxAttempts, as a lost connection does; else it does not, on RabbitMQ 4
-// at least: 3.x counts it all the same.
-func (d *Delivery) Return(counts bool) error {
-	if counts {
-		return d.raw.Reject(true)
-	}
-	return d.raw.Nack(false, true)
-}
+// Retry puts the message back after a failed attempt. RabbitMQ 4.3 delivers it again
+// after a pause that grows with each attempt, older versions at once.
+func (d *Delivery) Retry() error { return d.raw.Reject(true) }
+
+// Release puts the message back at once when this consumer cannot go on for reasons
+// that are not the message's. RabbitMQ 4.3 does not count the attempt, older
+// versions do.
+func (d *Delivery) Release() error { return d.raw.Nack(false, true) }
 
 // DeadLetter moves the message to the dead-letter queue with its reason. It is
-// published there before it is removed here: when the worker dies in between
-// there are two copies with one id, and never none.
+// published there before it is removed here: when the worker dies in between there
+// are two copies with one id, and never none.
 func (d *Delivery) DeadLetter(ctx context.Context, reason, job string) error {
-	m := republish(d.raw)
-	m.Headers[HeaderReason] = reason
-	m.Headers[HeaderAttempts] = int64(d.Attempt)
-	m.Headers[HeaderJob] = job
-	m.Headers[HeaderTime] = time.Now().UTC().Format(time.RFC3339)
-	if err := d.c.publish(ctx, d.c.cfg.DeadQueue(), m); err != nil {
+	if err := d.c.publish(ctx, d.c.cfg.DeadQueue(), bury(d.raw, reason, job)); err != nil {
 		return fmt.Errorf("dead letter: %w", err)
 	}
 	return d.Ack()
 }
 
-// publish puts one message into a queue and waits for its confirm. It is not
-// for several goroutines, nor for use after it has failed.
+// publish puts one message into a queue and waits for its confirm. Do not use the
+// consumer after it has failed.
 func (c *Consumer) publish(ctx context.Context, key string, m amqp.Publishing) error {
 	confirmation, err := c.ch.PublishWithDeferredConfirm("", key, true, false, m)
 	if err != nil {
@@ -186,10 +176,4 @@ func (c *Consumer) publish(ctx context.Context, key string, m amqp.Publishing) e
 	default:
 		return nil
 	}
-}
-
-// attempt reads the broker's counters, which exist from the first redelivery,
-// and adds what a redriven message brings with it.
-func attempt(d amqp.Delivery) int {
-	return int(header[int64](d, attemptsHeader)+max(header[int64](d, acquiredCount), header[int64](d, deliveryCount))) + 1
 }

@@ -23,10 +23,6 @@ var (
 )
 
 const (
-	// sentAtHeader carries the time in Unix milliseconds: the AMQP property has
-	// whole seconds only.
-	sentAtHeader = "sent-at-ms"
-
 	minRedial = 100 * time.Millisecond
 	maxRedial = 5 * time.Second
 )
@@ -43,12 +39,7 @@ type Publisher struct {
 	session atomic.Pointer[session] // nil while there is no connection
 	problem atomic.Pointer[error]   // why there is none
 
-	// Hooks are called as these things happen, unless they are nil. Set them
-	// before Run.
-	Hooks struct {
-		Connected func() // once more
-		Returned  func() // a message that no queue took
-	}
+	connects, returns atomic.Uint64
 }
 
 // session is one connection with one channel in confirm mode.
@@ -77,10 +68,8 @@ func (p *Publisher) Run(ctx context.Context) {
 		s, err := p.open(ctx)
 		if err == nil {
 			p.log.Info("connected to RabbitMQ", "queue", p.cfg.Queue)
+			p.connects.Add(1)
 			p.session.Store(s)
-			if p.Hooks.Connected != nil {
-				p.Hooks.Connected()
-			}
 			select {
 			case <-s.broken:
 			case <-ctx.Done():
@@ -122,92 +111,50 @@ func (p *Publisher) usable() (*session, error) {
 	return s, nil
 }
 
+// Connects returns how many connections were made: all but the first are reconnects.
+func (p *Publisher) Connects() uint64 { return p.connects.Load() }
+
+// Returns returns how many messages came back because there was no queue for them.
+func (p *Publisher) Returns() uint64 { return p.returns.Load() }
+
 // Publish returns nil once RabbitMQ has stored the message in the queue. Any
 // other outcome is an ErrUnavailable or, when the message may have arrived all
 // the same, an ErrUnconfirmed. It never takes much longer than the timeout.
 func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
-	sent, err := p.Send(m)
+	publishing, err := encode(m)
 	if err != nil {
 		return err
 	}
-	return sent.Wait(ctx)
-}
-
-// Sent is a message on its way to RabbitMQ.
-type Sent struct {
-	publisher    *Publisher
-	session      *session
-	id           string
-	at           time.Time
-	confirmation *amqp.DeferredConfirmation
-}
-
-// Send is the first half of Publish, and Wait the second. The errors are those of
-// Publish.
-func (p *Publisher) Send(m contract.Message) (Sent, error) {
-	body, err := m.Encode()
-	if err != nil {
-		return Sent{}, err
-	}
 	s, err := p.usable()
 	if err != nil {
-		return Sent{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, fmt.Errorf("no answer within %s", p.timeout))
+	defer cancel()
 	// mandatory: without it RabbitMQ confirms a message that no queue takes
-	confirmation, err := s.ch.PublishWithDeferredConfirm("", p.cfg.Queue, true, false, publishing(m, body))
+	confirmation, err := s.ch.PublishWithDeferredConfirm("", p.cfg.Queue, true, false, publishing)
 	if errors.Is(err, amqp.ErrClosed) {
-		return Sent{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if err != nil {
-		return Sent{}, fmt.Errorf("%w: %w", ErrUnconfirmed, err)
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
-	return Sent{p, s, m.ID, time.Now(), confirmation}, nil
-}
-
-// Wait waits for the confirm, for so long since Send as the timeout says.
-func (w Sent) Wait(ctx context.Context) error {
-	select {
-	case <-w.confirmation.Done():
-	default: // not there yet
-		timeout := time.NewTimer(w.publisher.timeout - time.Since(w.at)) // cheaper than a context of its own
-		defer timeout.Stop()
-		select {
-		case <-w.confirmation.Done():
-		case <-timeout.C:
-			return fmt.Errorf("%w within %s", ErrUnconfirmed, w.publisher.timeout)
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", ErrUnconfirmed, context.Cause(ctx))
-		}
+	acked, err := confirmation.WaitContext(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, context.Cause(ctx))
 	}
-	if !w.confirmation.Acked() {
+	if !acked {
 		// the library also resolves with false when the channel is closed
-		if w.session.ch.IsClosed() {
+		if s.ch.IsClosed() {
 			return fmt.Errorf("%w: the connection was lost", ErrUnconfirmed)
 		}
 		return fmt.Errorf("%w: it refused the message", ErrUnavailable)
 	}
-	if _, returned := w.session.returned.Load(w.id); returned {
-		if w.publisher.Hooks.Returned != nil {
-			w.publisher.Hooks.Returned()
-		}
-		return fmt.Errorf("%w: the queue %s is gone and will be declared again", ErrUnavailable, w.publisher.cfg.Queue)
+	if _, returned := s.returned.Load(m.ID); returned {
+		p.returns.Add(1)
+		return fmt.Errorf("%w: the queue %s is gone and will be declared again", ErrUnavailable, p.cfg.Queue)
 	}
 	return nil
-}
-
-func publishing(m contract.Message, body []byte) amqp.Publishing {
-	headers := amqp.Table{sentAtHeader: m.SentAt.UnixMilli()}
-	for name, value := range m.Trace {
-		headers[name] = value
-	}
-	return amqp.Publishing{
-		MessageId:    m.ID,
-		Timestamp:    m.SentAt,
-		Headers:      headers,
-		ContentType:  "application/json",
-		DeliveryMode: amqp.Persistent,
-		Body:         body,
-	}
 }
 
 func (p *Publisher) open(ctx context.Context) (*session, error) {

@@ -16,10 +16,6 @@ import (
 )
 
 const (
-	// MaxAttempts is how often a message is delivered before the broker moves
-	// it to the dead-letter queue, not counting what Return says does not count.
-	MaxAttempts = 5
-
 	// A stalled connection is given up after three missed heartbeats.
 	heartbeat = 5 * time.Second
 	// handshakeTimeout bounds dialling with TLS and login; writeTimeout bounds
@@ -36,28 +32,47 @@ var ErrTopology = errors.New("the queue exists with other arguments")
 // Config says where RabbitMQ is. Its variables begin with RABBITMQ_.
 type Config struct {
 	config.Server
-	Port  string `default:"5672"`
-	VHost string `default:"/"`
-	Queue string `default:"task_queue"`
+	Port  config.Port `default:"5672"`
+	VHost string      `default:"/"`
+	Queue string      `default:"task_queue"`
+
+	// These are arguments of the queue: both services must have the same values, and
+	// a queue that exists keeps the ones that it was declared with.
+
+	// MaxAttempts is how many times a message is tried before it becomes a dead letter.
+	MaxAttempts int `split_words:"true" default:"5"`
+	// RetryMin is the pause before the second attempt, with RabbitMQ 4.3 and later.
+	// The pause before attempt n is (n-1) times as long, and at most RetryMax.
+	RetryMin time.Duration `split_words:"true" default:"5s"`
+	RetryMax time.Duration `split_words:"true" default:"5m"`
 }
 
 // Validate names every problem with the RABBITMQ_ variables.
 func (c Config) Validate() error {
-	problems := []error{c.Server.Validate("RABBITMQ", c.Port)}
+	problems := []error{c.Server.Validate("RABBITMQ")}
 	if c.User == "" && c.Password == "" {
 		problems = append(problems, errors.New("RABBITMQ_USER: is empty; RabbitMQ needs a login"))
 	}
 	if c.VHost == "" {
 		problems = append(problems, errors.New("RABBITMQ_VHOST: is empty; the default virtual host is /"))
 	}
-	if c.Queue == "" || len(c.DeadQueue()) > 255 {
-		problems = append(problems, errors.New("RABBITMQ_QUEUE: give a name of 1 to 250 bytes"))
+	if c.Queue == "" || len(c.lockQueue()) > 255 { // the longest name that RabbitMQ takes
+		problems = append(problems, errors.New("RABBITMQ_QUEUE: give a name of 1 to 245 bytes"))
+	}
+	if c.MaxAttempts < 1 {
+		problems = append(problems, errors.New("RABBITMQ_MAX_ATTEMPTS: must be at least 1"))
+	}
+	if c.RetryMin < time.Millisecond || c.RetryMax < c.RetryMin {
+		problems = append(problems, errors.New("RABBITMQ_RETRY_MIN: must be at least 1ms and not longer than RABBITMQ_RETRY_MAX"))
 	}
 	return errors.Join(problems...)
 }
 
-// DeadQueue names the queue of the messages that were given up.
+// DeadQueue names the queue of the dead letters.
 func (c Config) DeadQueue() string { return c.Queue + ".dead" }
+
+// lockQueue names the queue that whoever looks at the dead letters holds.
+func (c Config) lockQueue() string { return c.DeadQueue() + ".lock" }
 
 // Dial connects to RabbitMQ. The name is what its management page shows.
 func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) {
@@ -80,13 +95,13 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 		TLSClientConfig: tlsConfig,
 		Properties:      amqp.Table{"connection_name": name},
 		Dial: func(network, _ string) (net.Conn, error) {
-			conn, err := (&net.Dialer{}).DialContext(ctx, network, net.JoinHostPort(c.Host, c.Port))
+			conn, err := (&net.Dialer{}).DialContext(ctx, network, net.JoinHostPort(c.Host, string(c.Port)))
 			if err != nil {
 				return nil, err
 			}
 			// the library knows no context: closing the socket ends its handshake
 			stop = context.AfterFunc(ctx, func() { conn.Close() })
-			return collect(conn), nil
+			return writeDeadline{conn}, nil
 		},
 	})
 	if stop != nil && !stop() {
@@ -98,9 +113,19 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 	return conn, nil
 }
 
-// openChannel opens a channel in confirm mode, on which the queue and its
-// dead-letter queue have been made unless they were there. Whichever service comes
-// first does it, with the same arguments.
+// writeDeadline bounds each write. Without it a broker that has stopped reading, as
+// one does during an alarm, would block every publisher.
+type writeDeadline struct{ net.Conn }
+
+func (c writeDeadline) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
+}
+
+// openChannel opens a channel in confirm mode after declaring both queues. Whichever
+// service comes first declares them, with the same arguments.
 func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
 	ch, err := conn.Channel()
 	if err != nil {
@@ -108,24 +133,30 @@ func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
 	}
 	dead := amqp.Table{
 		amqp.QueueTypeArg: amqp.QueueTypeQuorum,
-		// Whoever looks at a dead letter and gives it back counts as a delivery,
-		// and RabbitMQ 4 drops a message after 20. Unlimited is -1 there, but on
-		// 3.10 that drops the message at once: a limit that is never reached.
+		// Reading and requeueing a dead letter counts as a delivery, and RabbitMQ 4
+		// drops a message after 20. Unlimited is -1 there, but 3.10 then drops the
+		// message at once: so it is a limit that is never reached.
 		"x-delivery-limit": 1_000_000_000,
 	}
 	main := amqp.Table{
 		amqp.QueueTypeArg: amqp.QueueTypeQuorum,
 		// a limit of n means n redeliveries
-		"x-delivery-limit":          MaxAttempts - 1,
+		"x-delivery-limit":          c.MaxAttempts - 1,
 		"x-dead-letter-exchange":    "",
 		"x-dead-letter-routing-key": c.DeadQueue(),
 		// A dead letter leaves this queue only when the other one has confirmed
 		// it. RabbitMQ asks for reject-publish with that.
 		"x-dead-letter-strategy": "at-least-once",
 		amqp.QueueOverflowArg:    amqp.QueueOverflowRejectPublish,
+		// RabbitMQ 4.3 holds back a message after a failed attempt, that is after a
+		// reject or when its consumer is lost, and not after a nack. Older versions
+		// ignore these arguments.
+		"x-delayed-retry-type": "failed",
+		"x-delayed-retry-min":  c.RetryMin.Milliseconds(),
+		"x-delayed-retry-max":  c.RetryMax.Milliseconds(),
 	}
-	// Without waiting for their answers, which saves each Job two round trips: the
-	// last one fails when one of them has.
+	// Declared without waiting for the answers, which saves each Job two round trips:
+	// if a declare fails, Confirm, which waits, returns its error.
 	_, err = ch.QueueDeclare(c.DeadQueue(), true, false, false, true, dead)
 	if err == nil {
 		_, err = ch.QueueDeclare(c.Queue, true, false, false, true, main)
@@ -135,7 +166,7 @@ func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
 	}
 	var refused *amqp.Error
 	if errors.As(err, &refused) && refused.Code == amqp.PreconditionFailed {
-		return nil, fmt.Errorf("%w: RabbitMQ says %q; empty and delete the queue that it names, or set RABBITMQ_QUEUE to another name", ErrTopology, refused.Reason)
+		return nil, fmt.Errorf("%w: RabbitMQ says %q. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/operations.md)", ErrTopology, refused.Reason)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("declare the queues: %w", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"keda-p2/services/contract"
+	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/queue"
 )
@@ -57,7 +58,7 @@ func TestAMessageArrivesAsItWasSent(t *testing.T) {
 	consumer := contracttest.Consumer(t, c)
 	d, err := consumer.Claim(t.Context(), contracttest.Patience)
 	require.NoError(t, err)
-	require.Equal(t, 1, d.Attempt)
+	require.Equal(t, 1, d.Attempt())
 	got, err := d.Message()
 	require.NoError(t, err)
 	require.Equal(t, sent.Event, got.Event)
@@ -140,7 +141,7 @@ func TestPublishWithoutABroker(t *testing.T) {
 			c.User, c.Password = "user", "s3cret"
 			host, port, err := net.SplitHostPort(listener.Addr().String())
 			require.NoError(t, err)
-			c.Host, c.Port = host, port
+			c.Host, c.Port = host, config.Port(port)
 			p := queue.NewPublisher(c, "test", time.Minute, slog.New(slog.DiscardHandler))
 			run(t, p)
 			err = p.Publish(t.Context(), message("id"))
@@ -173,7 +174,7 @@ func TestAQueueWithOtherArgumentsIsNamed(t *testing.T) {
 	_, err = queue.Connect(t.Context(), c, "test")
 	require.ErrorIs(t, err, queue.ErrTopology)
 	require.ErrorContains(t, err, c.Queue)
-	require.ErrorContains(t, err, "delete the queue")
+	require.ErrorContains(t, err, "delete it")
 
 	p := queue.NewPublisher(c, "test", time.Second, slog.New(slog.DiscardHandler))
 	run(t, p)
@@ -232,33 +233,71 @@ func TestAClaimedMessageIsNobodyElses(t *testing.T) {
 	require.ErrorIs(t, err, queue.ErrEmpty)
 }
 
-func TestAReturnedMessageComesAgainAndCountsItsAttempts(t *testing.T) {
-	t.Parallel()
-	c := contracttest.RabbitMQ(t)
-	require.NoError(t, publisher(t, c).Publish(t.Context(), message("id")))
-	for attempt := 1; attempt <= 3; attempt++ {
-		consumer := contracttest.Consumer(t, c)
-		d, err := consumer.Claim(t.Context(), contracttest.Patience)
-		require.NoError(t, err)
-		require.Equal(t, attempt, d.Attempt)
-		require.NoError(t, d.Return(false))
-		require.NoError(t, consumer.Close())
-	}
+// give claims one message and gives it back as the test says.
+func give(t *testing.T, c queue.Config, back func(*queue.Delivery) error) (attempt int) {
+	t.Helper()
+	consumer := contracttest.Consumer(t, c)
+	d, err := consumer.Claim(t.Context(), contracttest.Patience)
+	require.NoError(t, err)
+	require.NoError(t, back(d))
+	require.NoError(t, consumer.Close())
+	return d.Attempt()
 }
 
-// Work that never fits into its Job's deadline must not go on for ever.
-func TestAMessageThatIsReturnedEachTimeEndsAsADeadLetter(t *testing.T) {
+// Work that fails each time must not go on for ever.
+func TestAMessageThatIsRetriedEachTimeEndsAsADeadLetter(t *testing.T) {
 	t.Parallel()
 	c := contracttest.RabbitMQ(t)
 	require.NoError(t, publisher(t, c).Publish(t.Context(), message("too long")))
-	for range queue.MaxAttempts {
-		consumer := contracttest.Consumer(t, c)
-		d, err := consumer.Claim(t.Context(), contracttest.Patience)
-		require.NoError(t, err)
-		require.NoError(t, d.Return(true))
-		require.NoError(t, consumer.Close())
+	for attempt := 1; attempt <= c.MaxAttempts; attempt++ {
+		require.Equal(t, attempt, give(t, c, func(d *queue.Delivery) error {
+			require.Equal(t, attempt == c.MaxAttempts, d.LastAttempt())
+			return d.Retry()
+		}))
 	}
 	require.Equal(t, "too long", deadLetter(t, c).MessageId)
+}
+
+// A node that is taken away is not the message's fault. Before RabbitMQ 4.3 the
+// broker cannot tell, and counts it.
+func TestAReleasedMessageComesAgainAtOnceAndIsNoAttemptWhereRabbitMQCanTell(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	c.RetryMin = time.Hour // holds back what has failed, not this
+	c.RetryMax = time.Hour
+	require.NoError(t, publisher(t, c).Publish(t.Context(), message("evicted")))
+	releases, counts := 2*c.MaxAttempts, !contracttest.RabbitMQIsAtLeast(t, c, "4.3")
+	if counts {
+		releases = c.MaxAttempts
+	}
+	for n := range releases {
+		want := 1
+		if counts {
+			want = n + 1
+		}
+		require.Equal(t, want, give(t, c, (*queue.Delivery).Release))
+	}
+	ch := contracttest.Channel(t, c)
+	if counts {
+		contracttest.Waiting(t, ch, c.DeadQueue(), 1)
+	} else {
+		contracttest.Waiting(t, ch, c.Queue, 1)
+	}
+}
+
+// RabbitMQ 4.3 holds a failed message back, and KEDA, which counts the ready ones,
+// starts no Job for it meanwhile. Older versions deliver it again at once.
+func TestARetryWaitsWhereRabbitMQCan(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	c.RetryMin, c.RetryMax = time.Hour, time.Hour
+	require.NoError(t, publisher(t, c).Publish(t.Context(), message("fails")))
+	give(t, c, (*queue.Delivery).Retry)
+	ready := 1
+	if contracttest.RabbitMQIsAtLeast(t, c, "4.3") {
+		ready = 0
+	}
+	contracttest.Waiting(t, contracttest.Channel(t, c), c.Queue, ready)
 }
 
 // A consumer that dies with its message each time is the message that kills
@@ -267,11 +306,11 @@ func TestAMessageThatKillsItsConsumerEndsAsADeadLetter(t *testing.T) {
 	t.Parallel()
 	c := contracttest.RabbitMQ(t)
 	require.NoError(t, publisher(t, c).Publish(t.Context(), message("deadly")))
-	for attempt := 1; attempt <= queue.MaxAttempts; attempt++ {
+	for attempt := 1; attempt <= c.MaxAttempts; attempt++ {
 		consumer := contracttest.Consumer(t, c)
 		d, err := consumer.Claim(t.Context(), contracttest.Patience)
 		require.NoError(t, err)
-		require.Equal(t, attempt, d.Attempt)
+		require.Equal(t, attempt, d.Attempt())
 		require.NoError(t, consumer.Close(), "the connection ends without an acknowledgement")
 		<-consumer.Lost()
 	}
@@ -301,10 +340,10 @@ func TestDeadLetterKeepsTheMessageAndSaysWhy(t *testing.T) {
 	require.Equal(t, "not JSON", string(dead.Body))
 	require.Equal(t, "odd", dead.MessageId)
 	require.Equal(t, "kept", dead.Headers["theirs"])
-	require.Contains(t, dead.Headers[queue.HeaderReason], "not JSON")
-	require.Equal(t, "processor-job-x", dead.Headers[queue.HeaderJob])
-	require.EqualValues(t, 1, dead.Headers[queue.HeaderAttempts])
-	_, err = time.Parse(time.RFC3339, dead.Headers[queue.HeaderTime].(string))
+	require.Contains(t, dead.Headers["dead-letter-reason"], "not JSON")
+	require.Equal(t, "processor-job-x", dead.Headers["dead-letter-job"])
+	require.EqualValues(t, 1, dead.Headers["dead-letter-attempts"])
+	_, err = time.Parse(time.RFC3339, dead.Headers["dead-letter-time"].(string))
 	require.NoError(t, err)
 	contracttest.Waiting(t, ch, c.Queue, 0)
 }
@@ -338,31 +377,44 @@ func TestDeadLetterWithoutItsQueueLosesNothing(t *testing.T) {
 	_, err = ch.QueueDelete(c.DeadQueue(), false, false, false)
 	require.NoError(t, err)
 	require.ErrorContains(t, d.DeadLetter(t.Context(), "odd", "job"), "is gone")
-	require.NoError(t, d.Return(false))
+	require.NoError(t, d.Release())
 	require.NoError(t, consumer.Close())
 	contracttest.Waiting(t, ch, c.Queue, 1)
 }
 
-func TestAMessageWithoutAnIDCanNotBeProcessed(t *testing.T) {
+// The message of another program gets an id once, and keeps all that it had.
+func TestAMessageWithoutAnIDGetsOne(t *testing.T) {
 	t.Parallel()
 	c := contracttest.RabbitMQ(t)
 	consumer := contracttest.Consumer(t, c)
-	require.NoError(t, contracttest.Channel(t, c).Publish("", c.Queue, true, false, amqp.Publishing{Body: []byte(`{"name":"a"}`)}))
+	ch := contracttest.Channel(t, c)
+	require.NoError(t, ch.Publish("", c.Queue, true, false, amqp.Publishing{Body: []byte(`{"name":"a"}`), AppId: "theirs"}))
 	d, err := consumer.Claim(t.Context(), contracttest.Patience)
 	require.NoError(t, err)
-	_, err = d.Message()
-	require.ErrorIs(t, err, contract.ErrInvalid)
-	require.ErrorContains(t, err, "message-id")
+	m, err := d.Message()
+	require.NoError(t, err)
+	require.Equal(t, "a", m.Name)
+	require.NotEmpty(t, m.ID)
+	contracttest.Waiting(t, ch, c.Queue, 0) // and not a second one
+	require.NoError(t, d.Release())
+	require.NoError(t, consumer.Close())
+	again, err := contracttest.Consumer(t, c).Claim(t.Context(), contracttest.Patience)
+	require.NoError(t, err)
+	require.Equal(t, m.ID, again.ID())
+	require.NoError(t, again.Ack())
 }
 
 // A long queue name leaves no room for the dead-letter queue's.
 func TestConfigValidate(t *testing.T) {
 	t.Parallel()
-	c := queue.Config{Port: "5672", VHost: "/", Queue: strings.Repeat("q", 251)}
+	c := queue.Config{Port: "5672", VHost: "/", Queue: strings.Repeat("q", 246), MaxAttempts: 5, RetryMin: time.Second, RetryMax: time.Second}
 	c.Host, c.User = "rabbitmq", "user"
 	require.ErrorContains(t, c.Validate(), "RABBITMQ_QUEUE")
 	c.Queue = c.Queue[1:]
 	require.NoError(t, c.Validate())
+	c.MaxAttempts, c.RetryMin = 0, time.Minute
+	require.ErrorContains(t, c.Validate(), "RABBITMQ_MAX_ATTEMPTS: must be at least 1")
+	require.ErrorContains(t, c.Validate(), "RABBITMQ_RETRY_MIN: must be at least 1ms and not longer than RABBITMQ_RETRY_MAX")
 }
 
 func deadLetter(t *testing.T, c queue.Config) amqp.Delivery {

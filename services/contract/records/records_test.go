@@ -88,6 +88,34 @@ func TestARecordsLife(t *testing.T) {
 	require.Equal(t, []records.Record{r}, list(t, s, records.Query{}))
 }
 
+func TestARecordThatFails(t *testing.T) {
+	t.Parallel()
+	s := contracttest.Store(t)
+	begin := func(attempt int) {
+		require.NoError(t, s.Begin(t.Context(), message("id", "name"), run("job", attempt)))
+	}
+	is := func(status records.Status, text string) {
+		t.Helper()
+		all := list(t, s, records.Query{})
+		require.Len(t, all, 1)
+		require.Equal(t, status, all[0].Status)
+		require.Equal(t, text, all[0].Error)
+	}
+	begin(1)
+	require.NoError(t, s.Fail(t.Context(), "id", records.Retrying, "no disk"))
+	is(records.Retrying, "no disk")
+	begin(2)
+	is(records.Processing, "no disk")
+	long := strings.Repeat("ы", 1000)
+	require.NoError(t, s.Fail(t.Context(), "id", records.Failed, long+"\xff"))
+	is(records.Failed, long[:1000]+"…")
+	begin(3) // redriven
+	require.NoError(t, s.Finish(t.Context(), "id"))
+	is(records.Done, "")
+	require.NoError(t, s.Fail(t.Context(), "id", records.Failed, "late"), "another Job has done it meanwhile")
+	is(records.Done, "")
+}
+
 func TestTwoJobsWithOneMessageMakeOneRecord(t *testing.T) {
 	t.Parallel()
 	s := contracttest.Store(t)
@@ -239,7 +267,7 @@ func TestConfigValidate(t *testing.T) {
 	t.Parallel()
 	var c records.Config
 	err := c.Validate()
-	for _, problem := range []string{"MONGODB_HOST", "MONGODB_PORT", "MONGODB_DB", "MONGODB_COLLECTION"} {
+	for _, problem := range []string{"MONGODB_HOST", "MONGODB_DB", "MONGODB_COLLECTION"} {
 		require.ErrorContains(t, err, problem)
 	}
 }

@@ -146,7 +146,7 @@ func (r *RabbitMQ) Start(ctx context.Context) error {
 	r.server = server
 	login := queue.Config{
 		Server: config.Server{Host: r.Host, User: r.c.User, Password: r.c.Password},
-		Port:   r.Port, VHost: "/",
+		Port:   config.Port(r.Port), VHost: "/",
 	}
 	for {
 		conn, err := queue.Dial(ctx, login, "sandbox")

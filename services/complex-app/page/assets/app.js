@@ -1,4 +1,4 @@
-// The page: receives updates and hands them to its parts. Whatever comes from
+// The page: asks for what has changed and hands it to its parts. Whatever comes from
 // outside reaches the document as text only, never as HTML.
 import { Model } from "./model.js";
 import { Timeline } from "./timeline.js";
@@ -12,30 +12,56 @@ window.trustedTypes?.createPolicy("default", {
 });
 
 const $ = (id) => document.getElementById(id);
+const interval = 1000, patience = 10_000;
 const model = new Model();
 const timeline = new Timeline($("timeline"), $("detail"), document.querySelectorAll("[data-view]"), model);
 const showTables = setUpTables(model);
-setUpSending();
+setUpSending(model, show);
+
+// poll asks once a second while somebody can see the page, and once in any case.
+let polling = false, timer;
+async function poll() {
+  if (polling) return;
+  polling = true;
+  clearTimeout(timer);
+  const update = await ask();
+  polling = false;
+  if (update) model.apply(update);
+  model.connection = update ? "live" : "lost";
+  show();
+  if (!document.hidden) timer = setTimeout(poll, interval);
+}
+
+async function ask() {
+  try {
+    const response = await fetch(`events?${model.query()}`, { signal: AbortSignal.timeout(patience) });
+    return response.ok ? JSON.parse(await response.text(), parseTime) : null;
+  } catch {
+    return null; // complex-app is away
+  }
+}
+
+function parseTime(name, value) {
+  return /^at$|At$/.test(name) && typeof value === "string" ? Date.parse(value) : value;
+}
 
 function showStatus() {
-  const { status, connected } = model;
-  for (const id of ["ready", "inWork", "jobs", "records", "dead"]) {
-    $(id).textContent = connected && status?.[id] != null ? status[id].toLocaleString("en") : "–";
-  }
+  const { connection } = model, status = connection === "live" ? model.status : null;
+  for (const id of ["ready", "inWork", "jobs", "records", "dead"]) $(id).textContent = status?.[id]?.toLocaleString("en") ?? "–";
   const problems = [];
   for (const [id, text] of [
     ["rabbitMQ", "RabbitMQ is down: no event is accepted. Those that were accepted are on its disk."],
     ["mongoDB", "MongoDB is down: events are accepted and wait; no Job begins, no record can be shown."],
   ]) {
-    const down = connected && status?.[id] === "down";
-    $(id).textContent = connected && status ? status[id] : "–";
+    const down = status?.[id] === "down";
+    $(id).textContent = status?.[id] ?? "–";
     $(id).parentElement.classList.toggle("down", down);
     if (down) problems.push(text);
   }
-  if (model.lost) problems.push("complex-app does not answer. What you see is old; the page goes on when it is back.");
+  if (connection === "lost") problems.push("complex-app does not answer. What you see is old; the page goes on when it is back.");
   showBanner(problems);
-  $("connection").textContent = connected ? "live" : model.lost ? "not connected, trying again" : "connecting";
-  $("connection").classList.toggle("live", connected);
+  $("connection").textContent = { live: "live", lost: "not connected, trying again" }[connection] ?? "connecting";
+  $("connection").classList.toggle("live", connection === "live");
 }
 
 function showBanner(problems) {
@@ -50,40 +76,6 @@ function showBanner(problems) {
   }));
 }
 
-// The browser connects again by itself when the connection breaks, but not after
-// an answer such as 503, nor when the other side has fallen silent.
-const silence = 15_000, pause = 2_000;
-let source, watchdog;
-
-function connect() {
-  source = new EventSource("events");
-  source.onmessage = (event) => {
-    alive();
-    model.apply(JSON.parse(event.data));
-    model.connected = true;
-    model.lost = false;
-    show();
-  };
-  source.onerror = () => {
-    model.connected = false;
-    model.lost = true;
-    showStatus();
-    if (source.readyState === EventSource.CLOSED) reconnect();
-  };
-  alive();
-}
-
-function reconnect() {
-  source.close();
-  clearTimeout(watchdog);
-  watchdog = setTimeout(connect, pause);
-}
-
-function alive() {
-  clearTimeout(watchdog);
-  watchdog = setTimeout(() => { model.connected = false; model.lost = true; showStatus(); reconnect(); }, silence);
-}
-
 let drawn = false;
 function show() {
   if (drawn) return; // once a frame is enough
@@ -96,6 +88,5 @@ function show() {
   });
 }
 
-setInterval(() => { if (!document.hidden) timeline.draw(); }, 1000); // the bars grow
-document.addEventListener("visibilitychange", () => { if (!document.hidden) show(); });
-connect();
+document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+poll();

@@ -1,60 +1,101 @@
-// What the page knows: records, events without a record, dead letters and the
-// queue's depth, and the bars that follow from them. Times are in milliseconds,
-// by complex-app's clock.
+// What the page knows: records, dead letters, the queue's depth and the events that this
+// tab has sent; and the bars that follow from them. Times are in milliseconds, by
+// complex-app's clock.
 
-const kept = 1000; // records that are done, as complex-app keeps them
+const kept = 1000; // records and depths, as in complex-app
+const claimPatience = 10_000; // from leaving the queue until there is a record
+
+// The states of a message, as a sentence counts them. A new one needs a line here, one in
+// #fromRecord, and where its bar has a look of its own a phase in timeline.js, and a
+// colour in style.css and in the legend.
+export const states = { waiting: "waiting", processing: "in work", retrying: "retrying", done: "done", failed: "failed" };
 
 export class Model {
   records = new Map();
-  accepted = new Map();
   dead = [];
-  depth = []; // [{at, ready}], ready is null where nobody looked
+  depth = []; // [{at, ready}], ready is null where it is not known
   status = null;
-  connected = false;
-  lost = false;
-  version = 0; // of everything but the time
+  connection = ""; // "live" or "lost"
+  #sent = new Map(); // events of this tab that have no record yet
+  #cursors = new Map(); // the last one of each complex-app that has answered
   #ahead = 0; // complex-app's clock less ours
   #died = new Map();
 
   now() { return Date.now() + this.#ahead; }
 
-  apply(update) {
-    this.#ahead = update.at - Date.now();
-    if (update.whole) {
+  // query asks for what has changed. There may be several complex-apps, and any of them
+  // answers.
+  query() { return new URLSearchParams([...this.#cursors.values()].map((cursor) => ["after", cursor])); }
+
+  apply({ at, changes }) {
+    this.#ahead = at - Date.now();
+    this.#cursors.set(changes.cursor.split("-")[0], changes.cursor);
+    if (this.#cursors.size > 5) this.#cursors.delete(this.#cursors.keys().next().value); // gone long ago
+    if (changes.whole) {
       this.records.clear();
-      this.accepted.clear();
       this.depth = [];
     }
-    if (update.status) this.status = update.status;
-    for (const sample of update.depth ?? []) {
+    this.status = changes.status ?? null;
+    for (const sample of changes.depth ?? []) {
       if (!(this.depth.at(-1)?.at >= sample.at)) this.depth.push(sample);
     }
-    for (const event of update.accepted ?? []) {
-      if (!this.records.has(event.id)) this.accepted.set(event.id, event);
-    }
-    for (const id of update.gone ?? []) this.accepted.delete(id);
-    for (const record of update.records ?? []) {
-      this.records.delete(record.id); // the last to change is last
-      this.records.set(record.id, record);
-      this.accepted.delete(record.id);
-    }
-    if (update.dead) {
-      this.dead = update.dead;
-      for (const letter of this.dead) this.#died.set(letter.id, letter.deadAt || this.now());
-    }
+    this.depth.splice(0, this.depth.length - 2 * kept);
+    for (const record of changes.records ?? []) this.#add(record);
+    if (changes.dead) this.#setDead(changes.dead);
     for (const record of this.records.values()) {
       if (this.records.size <= kept) break;
-      if (record.status === "done") this.records.delete(record.id);
+      if (record.status === "done" || record.status === "failed") this.records.delete(record.id);
     }
-    if (this.depth.length > 4000) this.depth.splice(0, 1000);
-    this.version++;
+    this.#forgetSent();
+  }
+
+  #add(record) {
+    if (this.records.get(record.id)?.changedAt > record.changedAt) return; // another complex-app was quicker
+    this.records.delete(record.id); // the last to change is last
+    this.records.set(record.id, record);
+    this.#sent.delete(record.id);
+  }
+
+  #setDead(letters) {
+    const before = this.#died, times = new Map();
+    this.#died = new Map();
+    this.dead = letters.map((letter) => {
+      // neither an id nor a body is certain to be there only once
+      const same = letter.id ? `id ${letter.id}` : `body ${letter.body}`, n = times.get(same) ?? 0;
+      times.set(same, n + 1);
+      this.#sent.delete(letter.id);
+      return { ...letter, key: `${n} ${same}` };
+    });
+    for (const { id, deadAt } of letters) this.#died.set(id, deadAt || before.get(id) || this.now());
+    for (const [id, at] of before) if (this.records.has(id) && !this.#died.has(id)) this.#died.set(id, at);
+  }
+
+  // addSent notes events that RabbitMQ has taken: until a Job stores its record, only
+  // this tab knows the name of each.
+  addSent(events) {
+    for (const event of events) {
+      if (!this.records.has(event.id) && !this.isDead(event.id)) this.#sent.set(event.id, event);
+    }
+  }
+
+  // RabbitMQ hands out the oldest message first: when fewer wait than we have sent, the
+  // first of ours wait no more. A record that does not come soon may be one that
+  // complex-app no longer keeps.
+  #forgetSent() {
+    if (this.status?.ready == null || this.status.mongoDB !== "up") return;
+    let claimed = this.#sent.size - this.status.ready;
+    for (const event of this.#sent.values()) {
+      event.claimedAt = claimed-- > 0 ? event.claimedAt ?? this.now() : undefined;
+      if (this.now() - event.claimedAt > claimPatience) this.#sent.delete(event.id);
+    }
   }
 
   isDead(id) { return this.dead.some((letter) => letter.id === id); }
 
-  // state is the record's status as the tables show it.
+  // state is the record's status, unless RabbitMQ has given its message up: then no Job
+  // was left to say so.
   state(record) {
-    return record.status === "processing" && this.isDead(record.id) ? "dead" : record.status;
+    return record.status === "processing" && this.isDead(record.id) ? "failed" : record.status;
   }
 
   // messages returns everything that has a row in the timeline, in the order of
@@ -64,14 +105,14 @@ export class Model {
     const dead = new Map(this.dead.map((letter) => [letter.id, letter]));
     const all = [];
     for (const record of this.records.values()) all.push(this.#fromRecord(record, dead.get(record.id)));
-    for (const event of this.accepted.values()) {
+    for (const event of this.#sent.values()) {
       all.push({ key: event.id, name: event.name, state: "waiting", attempts: 0, bars: [{ phase: "waiting", from: event.sentAt }] });
     }
     for (const letter of this.dead) {
-      if (this.records.has(letter.id)) continue;
-      const to = letter.deadAt || this.now();
+      const to = letter.deadAt || letter.sentAt;
+      if (this.records.has(letter.id) || !to) continue; // without a time it has no place here
       all.push({
-        key: letter.id || letter.body, name: nameOf(letter), job: letter.job, state: "dead", attempts: letter.attempts, reason: letter.reason,
+        key: `dead ${letter.key}`, name: nameOf(letter), job: letter.job, state: "failed", attempts: letter.attempts, reason: letter.reason,
         bars: [{ phase: "failed", from: Math.min(letter.sentAt || to, to), to: to + 1 }],
       });
     }
@@ -94,20 +135,24 @@ export class Model {
     });
     const last = runs.at(-1), died = this.#died.get(record.id);
     if (record.status === "done") add("done", at, Math.max(record.finishedAt, at + 1), last);
-    else if (letter) add("failed", at, Math.max(died, at + 1), last);
+    else if (record.status === "failed") add("failed", at, Math.max(record.changedAt, at + 1), last);
+    else if (record.status === "retrying") {
+      add("failed", at, Math.max(record.changedAt, at + 1), last);
+      bars.push({ phase: "retrying", from: Math.max(record.changedAt, at + 1) });
+    } else if (letter) add("failed", at, Math.max(died, at + 1), last);
     else if (died > at) { // sent back, and not claimed yet
       add("failed", at, died, last);
       bars.push({ phase: "waiting", from: died });
     } else bars.push({ phase: "working", from: at, run: last });
     return {
       key: record.id, name: record.name, job: record.job, attempts: record.attempts, bars,
-      state: record.status === "done" ? "done" : letter ? "dead" : "processing", reason: letter?.reason,
+      state: this.state(record), reason: letter?.reason ?? record.error,
     };
   }
 
   // #strangers are the messages that wait and of which we know no more than that:
-  // another complex-app has accepted them, or they came back. The queue's depth
-  // tells since when, as the oldest message leaves first.
+  // others have sent them, or they came back. The queue's depth tells since when, as
+  // the oldest message leaves first.
   #strangers() {
     if (this.status?.ready == null) return [];
     const since = [];
@@ -118,7 +163,7 @@ export class Model {
       for (let n = before; n < ready; n++) since.push(at);
       before = ready;
     }
-    const unknown = Math.max(0, Math.min(since.length, this.status.ready) - this.accepted.size);
+    const unknown = Math.max(0, Math.min(since.length, this.status.ready) - this.#sent.size);
     return since.slice(0, Math.min(unknown, kept)).map((from, i) => ({
       key: `stranger ${i}`, name: "(a message)", state: "waiting", attempts: 0, bars: [{ phase: "waiting", from }],
     }));
@@ -155,7 +200,7 @@ export function nameOf(letter) {
     const { name } = JSON.parse(letter.body);
     if (name && typeof name === "string") return name;
   } catch { /* that may be why it is dead */ }
-  return letter.body || letter.id;
+  return letter.body || letter.id || "(an empty message)";
 }
 
 export function seconds(ms) {

@@ -1,62 +1,53 @@
-// The form: one event, or a burst of them.
+// The form: one event, or a burst of them, in one request.
 const $ = (id) => document.getElementById(id);
-const atOnce = 4, inOrder = 50; // a browser has six connections to a host, and one is the updates'
 
-export function setUpSending() {
-  let refused = [];
+export function setUpSending(model, show) {
+  let last; // {key, events}
+  const entered = (n) => ({ name: $("name").value + n, content: $("content").value && $("content").value + n });
   $("send").addEventListener("submit", (event) => {
     event.preventDefault();
-    start([{ name: $("name").value, content: $("content").value }]);
+    send({ key: newKey(), events: [entered("")] });
   });
   $("send-burst").addEventListener("click", () => {
     if (!$("send").reportValidity()) return;
-    const n = $("number").valueAsNumber;
-    start(Array.from({ length: n }, (_, i) => ({ name: $("name").value + (i + 1), content: $("content").value && $("content").value + (i + 1) })));
+    send({ key: newKey(), events: Array.from({ length: $("number").valueAsNumber }, (_, i) => entered(i + 1)) });
   });
-  $("send-again").addEventListener("click", () => start(refused));
+  $("send-again").addEventListener("click", () => send(last)); // under the same key, so that nothing counts twice
 
-  async function start(events) {
-    const buttons = [$("send-one"), $("send-burst"), $("send-again")];
+  async function send(batch) {
+    last = batch;
+    const buttons = [$("send-one"), $("send-burst"), $("send-again")], sentAt = model.now();
     for (const button of buttons) button.disabled = true;
-    $("send-again").hidden = true;
-    refused = [];
-    const queue = [...events], reasons = new Map();
-    let accepted = 0;
-    const show = () => {
-      const all = `${accepted} of ${events.length} accepted`;
-      const why = [...reasons].map(([reason, n]) => `${n} refused: ${reason}`);
-      $("sent").textContent = [all, ...why].join("; ");
-    };
-    show();
-    await Promise.all(Array.from({ length: events.length > inOrder ? atOnce : 1 }, async () => {
-      for (let event; (event = queue.shift());) {
-        // one key for all tries: sent again, it is still one event
-        event.key ??= newKey();
-        const reason = await send(event);
-        if (reason === "") accepted++;
-        else {
-          refused.push(event);
-          reasons.set(reason, (reasons.get(reason) ?? 0) + 1);
-        }
-        show();
-      }
-    }));
+    $("sent").textContent = "sending";
+    const { accepted, refused, errors } = await post(batch);
+    const reasons = new Map();
+    for (const { detail } of errors) reasons.set(detail, (reasons.get(detail) ?? 0) + 1);
+    const parts = [...reasons].map(([reason, n]) => `${n} refused: ${reason}`);
+    const more = refused - errors.length; // without a reason
+    if (more > 0) parts.push(`${more} more refused`);
+    $("sent").textContent = [`${accepted} of ${batch.events.length} accepted`, ...parts].join("; ");
+    $("send-again").hidden = refused === 0;
     for (const button of buttons) button.disabled = false;
-    $("send-again").hidden = refused.length === 0;
+    const wrong = new Set(errors.map(({ line }) => line));
+    // line n of a batch with the key k has the id k-n
+    const sent = batch.events.map(({ name }, i) => ({ id: `${batch.key}-${i + 1}`, name, sentAt, line: i + 1 }));
+    if (more <= 0) model.addSent(sent.filter(({ line }) => !wrong.has(line)));
+    show();
   }
 }
 
-// send returns why the event was refused, or "".
-async function send({ key, name, content }) {
+async function post({ key, events }) {
+  const none = (detail) => ({ accepted: 0, refused: events.length, errors: events.map((_, i) => ({ line: i + 1, detail })) });
   try {
-    const response = await fetch("send", {
+    const response = await fetch("send/batch", {
       method: "POST",
-      headers: { "Content-Type": "application/json", "Idempotency-Key": key },
-      body: JSON.stringify({ name, content }),
+      headers: { "Content-Type": "application/x-ndjson", "Idempotency-Key": key },
+      body: events.map((event) => JSON.stringify(event) + "\n").join(""),
     });
-    return response.ok ? "" : (await response.json()).detail;
+    const answer = await response.json();
+    return response.ok ? { ...answer, errors: answer.errors ?? [] } : none(answer.detail);
   } catch {
-    return "complex-app did not answer";
+    return none("complex-app did not answer");
   }
 }
 

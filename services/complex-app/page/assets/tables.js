@@ -1,24 +1,22 @@
 // The tables of the records and the dead letters.
-import { nameOf, seconds } from "./model.js";
+import { nameOf, seconds, states } from "./model.js";
 
 const $ = (id) => document.getElementById(id);
 const page = 100;
 let confirmed; // what to do after a yes
 
 export function setUpTables(model) {
-  let limit = page, shown = -1;
+  let limit = page;
   const show = () => {
-    if (shown === model.version) return;
-    shown = model.version;
     showRecords(model, limit);
     showDead(model);
   };
-  const again = () => { shown = -1; show(); };
-  $("filter").addEventListener("input", again);
-  $("status").addEventListener("change", again);
-  $("more").addEventListener("click", () => { limit += page; again(); });
+  for (const state in states) if (state !== "waiting") $("status").append(new Option(state));
+  $("filter").addEventListener("input", show);
+  $("status").addEventListener("change", show);
+  $("more").addEventListener("click", () => { limit += page; show(); });
   $("redrive-all").addEventListener("click", () => {
-    redrive("", `Send ${model.status?.dead ?? "all"} dead letters back to the queue?`);
+    redrive("", `Send all dead letters (${model.status?.dead ?? "their number is not known"}) back to the queue?`);
   });
   $("yes").addEventListener("click", () => confirmed());
   return show;
@@ -31,9 +29,9 @@ function showRecords(model, limit) {
     (!text || [record.name, record.content, record.job, record.id].some((field) => field.toLowerCase().includes(text))));
   found.sort((a, b) => b.storedAt - a.storedAt);
   fill($("rows"), found.slice(0, limit), (record) => record.id, (record) => {
-    const last = record.runs?.at(-1);
+    const last = record.runs?.at(-1), state = model.state(record), why = ["retrying", "failed"].includes(state) && record.error;
     return [
-      record.name, record.content, model.state(record), record.attempts,
+      record.name, record.content, why ? `${state}: ${why}` : state, record.attempts,
       record.sentAt ? new Date(record.sentAt).toLocaleTimeString([], { hour12: false }) : "",
       record.sentAt ? seconds(Math.max(record.storedAt - record.sentAt, 0)) : "",
       record.finishedAt ? seconds(Math.max(record.finishedAt - (last?.claimedAt ?? record.storedAt), 0)) : "",
@@ -46,17 +44,20 @@ function showRecords(model, limit) {
 }
 
 function showDead(model) {
-  $("no-dead").hidden = model.dead.length > 0;
+  const all = model.status?.dead;
+  $("no-dead").hidden = all !== 0 || model.dead.length > 0;
+  $("dead-found").textContent = all > model.dead.length && model.dead.length > 0 ? `The first ${model.dead.length} of ${all.toLocaleString("en")}.` : "";
   $("some-dead").hidden = model.dead.length === 0 && $("redriven").textContent === "";
-  fill($("dead-rows"), model.dead, (letter) => letter.id + letter.deadAt, (letter) => [
-    letter.body, letter.reason, letter.attempts, letter.job, letter.deadAt ? new Date(letter.deadAt).toLocaleString([], { hour12: false }) : "",
+  fill($("dead-rows"), model.dead, (letter) => letter.key, (letter) => [
+    letter.body, letter.reason, letter.attempts || "", letter.job, letter.deadAt ? new Date(letter.deadAt).toLocaleString([], { hour12: false }) : "",
   ], (letter, row) => {
+    const cell = row.insertCell();
     if (!letter.id) return; // one without an id can only go with all the others
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = "Send back";
     button.addEventListener("click", () => redrive(letter.id, `Send the dead letter “${nameOf(letter)}” back to the queue?`));
-    row.insertCell().append(button);
+    cell.append(button);
   });
 }
 

@@ -1,10 +1,19 @@
 // The timeline: a row for each message, and the queue's depth on the same axis.
 import { CanvasRenderer, CustomChart, DataZoomComponent, GridComponent, LineChart, init, use } from "./echarts.js";
-import { seconds } from "./model.js";
+import { seconds, states } from "./model.js";
 
 use([CanvasRenderer, CustomChart, DataZoomComponent, GridComponent, LineChart]);
 
-const height = { waiting: 0.3, starting: 0.6, working: 0.85, done: 0.85, failed: 0.85 }; // of the row
+// The phases of a message: how high their bars are, of the row, and how a sentence says
+// them. The colour of each is in style.css.
+const phases = {
+  waiting: { height: 0.3, words: (took, { to }) => to ? `waited ${took}` : `waiting for ${took}` },
+  starting: { height: 0.6, words: (took) => `its Job took ${took} to start` },
+  working: { height: 0.85, words: (took) => `working for ${took}` },
+  retrying: { height: 0.3, words: (took) => `waiting for another attempt for ${took}` },
+  done: { height: 0.85, words: (took) => `done after ${took} of work` },
+  failed: { height: 0.85, words: (took, { run }) => `failed after at most ${took}${run ? ` in ${run.job}` : ""}`, hatched: true },
+};
 const minSpan = 30_000, maxLive = 15 * 60_000; // of the live section
 const quiet = 60_000; // a pause that ends a burst
 const depthHeight = 90, below = 76; // below it, the times and the slider
@@ -166,10 +175,10 @@ export class Timeline {
   // #describe puts the chosen message, or all of them, into words.
   #describe(now) {
     const message = this.#rows.find(({ key }) => key === this.#chosen);
-    const count = (state) => this.#rows.filter((message) => message.state === state).length;
+    const counts = Object.entries(states).map(([state, words]) => `${this.#rows.filter((message) => message.state === state).length} ${words}`);
     const text = message ? sentence(message, now)
       : this.#rows.length === 0 ? "Nothing here: send some events."
-      : `${this.#rows.length} ${this.#rows.length === 1 ? "message" : "messages"}: ${count("waiting")} waiting, ${count("processing")} in work, ${count("done")} done, ${count("dead")} dead.`;
+      : `${this.#rows.length} ${this.#rows.length === 1 ? "message" : "messages"}: ${counts.join(", ")}.`;
     if (this.#detail.textContent !== text) this.#detail.textContent = text;
   }
 }
@@ -178,7 +187,7 @@ function renderBar(data, colour) {
   return ({ dataIndex, coordSys }, api) => {
     const { phase, attempt, chosen } = data[dataIndex];
     const [x0, y] = api.coord([api.value(0), api.value(2)]), [x1] = api.coord([api.value(1), api.value(2)]);
-    const row = api.size([0, 1])[1], tall = row < 5 ? row : Math.max(Math.min(row, 30) * height[phase], 2);
+    const row = api.size([0, 1])[1], tall = row < 5 ? row : Math.max(Math.min(row, 30) * phases[phase].height, 2);
     const left = Math.max(x0, coordSys.x), right = Math.min(x1, coordSys.x + coordSys.width);
     const lit = chosen && { type: "rect", silent: true, shape: { x: coordSys.x, y: y - row / 2, width: coordSys.width, height: row }, style: { fill: colour("accent"), opacity: 0.25 } };
     if (right < coordSys.x || left > coordSys.x + coordSys.width) return lit || null;
@@ -187,7 +196,7 @@ function renderBar(data, colour) {
       type: "rect", shape,
       style: {
         fill: colour(phase),
-        decal: phase === "failed" && row >= 5 ? hatch(colour("ground")) : undefined,
+        decal: phases[phase].hatched && row >= 5 ? hatch(colour("ground")) : undefined,
       },
     }];
     if (row >= 14 && shape.width > 54 && attempt > 1 && phase !== "starting" && phase !== "waiting") {
@@ -222,12 +231,6 @@ function extent(messages, now) {
 const ends = (bars, now) => bars.at(-1).to ?? now;
 
 function sentence({ name, job, attempts, bars, state, reason }, now) {
-  const parts = bars.map(({ phase, from, to, run }) => {
-    const took = seconds((to ?? now) - from);
-    return {
-      waiting: to ? `waited ${took}` : `waiting for ${took}`, starting: `its Job took ${took} to start`,
-      working: `working for ${took}`, done: `done after ${took} of work`, failed: `failed after at most ${took}${run ? ` in ${run.job}` : ""}`,
-    }[phase];
-  });
-  return `${name}: ${parts.join(", ")}${attempts > 1 ? `; attempt ${attempts}` : ""}${job ? `; Job ${job}` : ""}${state === "dead" ? `; dead: ${reason}` : ""}.`;
+  const parts = bars.map((bar) => phases[bar.phase].words(seconds((bar.to ?? now) - bar.from), bar));
+  return `${name}: ${parts.join(", ")}${attempts > 1 ? `; attempt ${attempts}` : ""}${job ? `; Job ${job}` : ""}${state !== "done" && reason ? `; reason: ${reason}` : ""}.`;
 }

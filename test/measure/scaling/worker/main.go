@@ -102,7 +102,7 @@ func (s settings) early(ctx context.Context) error {
 		if err := d.Ack(); err != nil {
 			return err
 		}
-		if err := store.Begin(ctx, m, records.Run{Job: s.PodName, Attempt: d.Attempt, StartedAt: began, ClaimedAt: time.Now()}); err != nil {
+		if err := store.Begin(ctx, m, records.Run{Job: s.PodName, Attempt: d.Attempt(), StartedAt: began, ClaimedAt: time.Now()}); err != nil {
 			return err
 		}
 		select {

@@ -1,3 +1,4 @@
+// Package telemetry starts the log and the traces of the services.
 package telemetry
 
 import (
@@ -9,21 +10,21 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// LogFormat is how lines of the log look: json, text, or auto, which is text on a
-// terminal and json elsewhere, as in a container.
+// LogFormat is json, text, or auto, which is text on a terminal and json elsewhere, as
+// in a container.
 type LogFormat string
 
-// Decode is envconfig's.
+// Decode implements envconfig.Decoder.
 func (f *LogFormat) Decode(value string) error {
 	if value != "auto" && value != "json" && value != "text" {
-		return fmt.Errorf("not a format")
+		return fmt.Errorf("%q is not one of auto, json and text", value)
 	}
 	*f = LogFormat(value)
 	return nil
 }
 
-// NewLogger logs to a file, one line an event. Each has the ids of the span in its
-// context, if there is one.
+// NewLogger returns a logger that writes one line per event to out. A line has the ids
+// of the span in its context, if there is one.
 func NewLogger(out *os.File, level slog.Level, format LogFormat) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	if format == "text" || format == "auto" && isTerminal(out) {

@@ -1,8 +1,9 @@
-// Package telemetrytest receives spans as a collector does: OTLP over HTTP, decoded
-// with OpenTelemetry's own definitions.
+// Package telemetrytest receives spans as a collector does.
 package telemetrytest
 
 import (
+	"compress/gzip"
+	"context"
 	"encoding/hex"
 	"io"
 	"net/http"
@@ -13,7 +14,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -43,9 +46,9 @@ func (s Span) End() time.Time   { return time.Unix(0, int64(s.EndTimeUnixNano)) 
 // Hex writes an id as a log does.
 func Hex(id []byte) string { return hex.EncodeToString(id) }
 
-// Receiver is a collector.
+// Receiver is a collector. It takes OTLP over gRPC and over HTTP in protobuf.
 type Receiver struct {
-	URL string // for OTEL_EXPORTER_OTLP_ENDPOINT
+	URL string // for OTEL_EXPORTER_OTLP_ENDPOINT, with either protocol
 
 	mu      sync.Mutex
 	spans   []Span
@@ -55,26 +58,70 @@ type Receiver struct {
 // Start starts a receiver, which ends with the test.
 func Start(t testing.TB) *Receiver {
 	t.Helper()
+	return StartServer(t, func(s *httptest.Server) {
+		s.Config.Protocols = &http.Protocols{}
+		s.Config.Protocols.SetHTTP1(true)
+		s.Config.Protocols.SetUnencryptedHTTP2(true)
+		s.Start()
+	})
+}
+
+// StartServer starts a receiver in a server that start starts, for example with TLS.
+func StartServer(t testing.TB, start func(*httptest.Server)) *Receiver {
+	t.Helper()
 	r := &Receiver{}
-	server := httptest.NewServer(http.HandlerFunc(r.receive))
+	grpcServer := grpc.NewServer()
+	collector.RegisterTraceServiceServer(grpcServer, service{receiver: r})
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		r.mu.Lock()
+		r.headers = request.Header
+		r.mu.Unlock()
+		if request.Header.Get("Content-Type") == "application/grpc" {
+			grpcServer.ServeHTTP(w, request)
+		} else {
+			r.receive(w, request)
+		}
+	}))
+	start(server)
 	t.Cleanup(server.Close)
 	r.URL = server.URL
 	return r
 }
 
+// service is the receiver's side of gRPC.
+type service struct {
+	collector.UnimplementedTraceServiceServer
+	receiver *Receiver
+}
+
+func (s service) Export(_ context.Context, request *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+	s.receiver.add(request)
+	return &collector.ExportTraceServiceResponse{}, nil
+}
+
 func (r *Receiver) receive(w http.ResponseWriter, request *http.Request) {
-	body, err := io.ReadAll(request.Body)
-	// TracesData has the same fields as the request that is sent, and lies in a
-	// package without gRPC
-	var data otlp.TracesData
+	body := request.Body
+	var err error
+	if request.Header.Get("Content-Encoding") == "gzip" {
+		body, err = gzip.NewReader(request.Body)
+	}
+	var content []byte
+	if err == nil {
+		content, err = io.ReadAll(body)
+	}
+	var data collector.ExportTraceServiceRequest
 	if err != nil || request.URL.Path != "/v1/traces" || request.Header.Get("Content-Type") != "application/x-protobuf" ||
-		proto.Unmarshal(body, &data) != nil || len(data.ProtoReflect().GetUnknown()) > 0 {
+		proto.Unmarshal(content, &data) != nil || len(data.ProtoReflect().GetUnknown()) > 0 {
 		w.WriteHeader(http.StatusBadRequest)
 		return
 	}
+	r.add(&data)
+	w.Header().Set("Content-Type", "application/x-protobuf")
+}
+
+func (r *Receiver) add(data *collector.ExportTraceServiceRequest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.headers = request.Header
 	for _, rs := range data.ResourceSpans {
 		about := map[string]string{}
 		for _, a := range rs.Resource.GetAttributes() {
@@ -86,7 +133,6 @@ func (r *Receiver) receive(w http.ResponseWriter, request *http.Request) {
 			}
 		}
 	}
-	w.Header().Set("Content-Type", "application/x-protobuf")
 }
 
 // Spans returns what has come so far, in the order of their beginning.

@@ -1,4 +1,4 @@
-package worker
+package main
 
 import (
 	"context"
@@ -14,15 +14,15 @@ import (
 const (
 	minPause = 50 * time.Millisecond
 	maxPause = 2 * time.Second
-	// tryTimeout bounds one try: on a connection that has fallen silent it would
-	// use up all the time, and on a new one the next try may succeed at once.
+	// tryTimeout bounds one try. On a connection that has fallen silent it would use up
+	// all the time, while the next try on a new one may succeed at once.
 	tryTimeout = 15 * time.Second
 )
 
-// Retry calls f with growing pauses until it succeeds, or fails in a way that
+// retry calls f with growing pauses until it succeeds, or fails in a way that
 // trying again does not mend, or ctx or the timeout ends. Its error is then the
 // last one of f, or the cause of ctx.
-func Retry(ctx context.Context, timeout time.Duration, log *slog.Logger, f func(context.Context) error) error {
+func retry(ctx context.Context, timeout time.Duration, log *slog.Logger, f func(context.Context) error) error {
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var last error

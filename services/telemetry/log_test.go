@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/trace"
 
-	"keda-p2/services/contract/telemetry"
+	"keda-p2/services/telemetry"
 )
 
 func TestALineHasTheSpanOfItsContext(t *testing.T) {

@@ -1,0 +1,196 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+
+	"keda-p2/services/contract"
+)
+
+const (
+	// maxRequestBytes bounds the query and the body, as they are sent.
+	maxRequestBytes = contract.MaxEventBytes
+	// maxKeyBytes is the longest message-id that AMQP carries.
+	maxKeyBytes = 255
+	// readTimeout bounds a body that is sent slowly.
+	readTimeout = 10 * time.Second
+	// writeTimeout bounds each write to a client that reads slowly.
+	writeTimeout = 10 * time.Second
+	// throttleTimeout bounds the wait for other requests of the same kind.
+	throttleTimeout = 5 * time.Second
+)
+
+// handle answers with the error of a handler, and logs it when it is an error of ours.
+func (a *api) handle(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			// A slow body is cut off, whoever reads it: the server waits for one
+			// that no handler wants before it answers.
+			setReadDeadline(w, time.Now().Add(readTimeout))
+		}
+		err := h(w, r)
+		if err == nil {
+			return
+		}
+		p := newProblem(err)
+		if p.Status == http.StatusInternalServerError && r.Context().Err() == nil {
+			a.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "id", p.ID, "reason", err.Error())
+		}
+		p.write(w)
+	}
+}
+
+// throttle lets n requests through at a time.
+func throttle(n int) func(http.Handler) http.Handler {
+	places := make(chan struct{}, n)
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case places <- struct{}{}:
+				defer func() { <-places }()
+				next.ServeHTTP(w, r)
+				return
+			case <-time.After(throttleTimeout):
+			case <-r.Context().Done():
+			}
+			setReadDeadline(w, time.Now().Add(readTimeout)) // the server reads the body before it answers
+			newProblem(errBusy).write(w)
+		})
+	}
+}
+
+// setReadDeadline and setWriteDeadline do nothing in tests, whose ResponseWriters have
+// no connection.
+func setReadDeadline(w http.ResponseWriter, at time.Time) {
+	_ = http.NewResponseController(w).SetReadDeadline(at)
+}
+
+func setWriteDeadline(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+}
+
+// writeJSON fails only when the value cannot be encoded. An error of the connection
+// goes nowhere: the client is gone.
+func writeJSON(w http.ResponseWriter, status int, value any) error {
+	body, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	write(w, status, "application/json", append(body, '\n'))
+	return nil
+}
+
+func write(w http.ResponseWriter, status int, contentType string, body []byte) {
+	setWriteDeadline(w)
+	w.Header().Set("Content-Type", contentType)
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}
+
+// readBody reads a whole body of one of the given types, or nothing when there is none.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64, types ...string) (body []byte, mediaType string, err error) {
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+		w.Header().Set("Accept-Encoding", "identity") // RFC 9110, for a 415
+		return nil, "", refusal{http.StatusUnsupportedMediaType, "the body is compressed; send it as it is"}
+	}
+	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	var tooLong *http.MaxBytesError
+	if errors.As(err, &tooLong) {
+		return nil, "", tooLarge(limit)
+	}
+	if err != nil {
+		return nil, "", badRequest("the body could not be read to its end")
+	}
+	// all of it is here, and the deadline would end the wait for the confirm
+	setReadDeadline(w, time.Time{})
+	if len(body) == 0 {
+		return nil, "", nil
+	}
+	mediaType, _, err = mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || !slices.Contains(types, mediaType) {
+		return nil, "", refusal{http.StatusUnsupportedMediaType, "the Content-Type must be " + strings.Join(types, " or ")}
+	}
+	return body, mediaType, nil
+}
+
+// parseParameters reads a URL-encoded query or form. What is not allowed, or given
+// twice, is an error: ignoring it would lose it silently.
+func parseParameters(encoded string, allowed ...string) (url.Values, error) {
+	values, err := url.ParseQuery(encoded)
+	if err != nil {
+		return nil, badRequest("not URL-encoded: " + err.Error())
+	}
+	for field, all := range values {
+		switch {
+		case strings.HasPrefix(field, "{"):
+			return nil, badRequest("this looks like JSON; send it with Content-Type: application/json")
+		case !slices.Contains(allowed, field):
+			return nil, badRequest(fmt.Sprintf("unknown field %.80q; only %s are allowed", field, strings.Join(allowed, ", ")))
+		case len(all) > 1:
+			return nil, badRequest(field + " is given more than once")
+		}
+	}
+	return values, nil
+}
+
+// idempotencyKey returns the request's Idempotency-Key, or "" when it has none. The
+// key may be in quotes, as the header's IETF draft writes it.
+func idempotencyKey(r *http.Request, maxBytes int) (string, error) {
+	keys := r.Header.Values("Idempotency-Key")
+	if len(keys) == 0 {
+		return "", nil
+	}
+	key := keys[0]
+	if unquoted, ok := strings.CutPrefix(key, `"`); ok {
+		key = strings.TrimSuffix(unquoted, `"`)
+	}
+	unfit := func(c rune) bool { return c <= ' ' || c > '~' || c == '"' || c == '\\' }
+	if len(keys) > 1 || key == "" || len(key) > maxBytes || strings.ContainsFunc(key, unfit) {
+		return "", badRequest(fmt.Sprintf("Idempotency-Key must be one value of 1 to %d visible ASCII characters without quotes and backslashes", maxBytes))
+	}
+	return key, nil
+}
+
+func newID() (string, error) {
+	id, err := uuid.NewV7()
+	return id.String(), err
+}
+
+// outage logs when a server goes away and when it is back, in place of a line for each
+// request.
+type outage struct {
+	server string
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	failed int // requests, since it began
+}
+
+func newOutage(server string, log *slog.Logger) *outage { return &outage{server: server, log: log} }
+
+// note takes the error of one request to the server, or nil.
+func (o *outage) note(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case err != nil:
+		if o.failed++; o.failed == 1 {
+			o.log.Error("requests fail because "+o.server+" is not available", "reason", err.Error())
+		}
+	case o.failed > 0:
+		o.log.Info(o.server+" is available again", "failed", o.failed)
+		o.failed = 0
+	}
+}

@@ -1,0 +1,196 @@
+package records
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+)
+
+const (
+	// answerTimeout bounds the wait for each answer of a cursor: a connection that has
+	// fallen silent would keep a reader waiting for minutes.
+	answerTimeout = 10 * time.Second
+	// batchSize bounds the memory of a reader: by default MongoDB sends up to 16 MB at
+	// a time. 64 of the largest records are 4 MB.
+	batchSize = 64
+	// finishedBatch is larger, because those records come without their content.
+	finishedBatch = 1000
+)
+
+// Query selects records.
+type Query struct {
+	Name  string // only records with this name, unless empty
+	After string // only records stored after the one with this id, unless empty
+	Limit int64  // at most so many, unless 0
+}
+
+// List yields the matching records in the order in which they were stored, as
+// MongoDB delivers them, without their runs and changes. After an error it yields
+// nothing more. It is an ErrUnknown when there is no record with the id After.
+func (s *Store) List(ctx context.Context, q Query) iter.Seq2[Record, error] {
+	filter := bson.D{}
+	if q.Name != "" {
+		filter = append(filter, bson.E{Key: "name", Value: q.Name})
+	}
+	if q.After != "" {
+		last, err := s.find(ctx, q.After)
+		if err != nil {
+			return func(yield func(Record, error) bool) { yield(Record{}, err) }
+		}
+		// the first condition lets the index skip what comes before
+		filter = append(filter,
+			bson.E{Key: "storedAt", Value: bson.D{{Key: "$gte", Value: last.StoredAt}}},
+			bson.E{Key: "$or", Value: bson.A{
+				bson.D{{Key: "storedAt", Value: bson.D{{Key: "$gt", Value: last.StoredAt}}}},
+				bson.D{{Key: "_id", Value: bson.D{{Key: "$gt", Value: last.ID}}}},
+			}})
+	}
+	return s.read(ctx, filter, options.Find().
+		SetSort(bson.D{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}).
+		SetProjection(bson.D{{Key: "runs", Value: 0}, {Key: "changedAt", Value: 0}}).
+		SetLimit(q.Limit).
+		SetBatchSize(batchSize))
+}
+
+func (s *Store) find(ctx context.Context, id string) (Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	var r Record
+	err := s.collection.FindOne(ctx, bson.D{{Key: "_id", Value: id}}).Decode(&r)
+	if errors.Is(err, mongo.ErrNoDocuments) {
+		return r, fmt.Errorf("%w: %s", ErrUnknown, id)
+	}
+	return r, wrap("read", id, err)
+}
+
+// Changed yields the records that changed after the given time by the server's
+// clock, the last change first, at most limit. It yields only those with one of
+// the given states: name them all to use the index.
+func (s *Store) Changed(ctx context.Context, after time.Time, limit int64, states ...Status) iter.Seq2[Record, error] {
+	filter := bson.D{{Key: "status", Value: bson.D{{Key: "$in", Value: states}}}}
+	if !after.IsZero() {
+		filter = append(filter, bson.E{Key: "changedAt", Value: bson.D{{Key: "$gt", Value: after}}})
+	}
+	return s.read(ctx, filter, options.Find().
+		SetSort(bson.D{{Key: "changedAt", Value: -1}}).
+		SetLimit(limit).
+		SetBatchSize(batchSize))
+}
+
+// Finished yields the records that are done, the first that became so first,
+// without their name and content. With a time, only those that were done then or
+// later, by the server's clock. A record that is done never changes again.
+func (s *Store) Finished(ctx context.Context, since time.Time) iter.Seq2[Record, error] {
+	filter := bson.D{{Key: "status", Value: Done}}
+	if !since.IsZero() {
+		filter = append(filter, bson.E{Key: "changedAt", Value: bson.D{{Key: "$gte", Value: since}}})
+	}
+	return s.read(ctx, filter, options.Find().
+		SetSort(bson.D{{Key: "changedAt", Value: 1}}).
+		SetProjection(bson.D{{Key: "name", Value: 0}, {Key: "content", Value: 0}}).
+		SetBatchSize(finishedBatch))
+}
+
+// Newest returns when the event of the record that was stored last was sent. The
+// queue is FIFO, so nearly all events sent before it have been claimed. The zero time
+// means that there is no record.
+func (s *Store) Newest(ctx context.Context) (sentAt time.Time, err error) {
+	var r Record
+	err = s.collection.FindOne(ctx, bson.D{}, options.FindOne().
+		SetSort(bson.D{{Key: "storedAt", Value: -1}, {Key: "_id", Value: -1}}).
+		SetProjection(bson.D{{Key: "sentAt", Value: 1}})).Decode(&r)
+	if errors.Is(err, mongo.ErrNoDocuments) {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("find the newest record: %w", err)
+	}
+	return r.SentAt, nil
+}
+
+// CountByStatus counts the records with each of the given states.
+func (s *Store) CountByStatus(ctx context.Context, states ...Status) (map[Status]int64, error) {
+	counts := map[Status]int64{}
+	for _, status := range states {
+		n, err := s.collection.CountDocuments(ctx, bson.D{{Key: "status", Value: status}})
+		if err != nil {
+			return nil, fmt.Errorf("count records: %w", err)
+		}
+		counts[status] = n
+	}
+	return counts, nil
+}
+
+// Count returns how many records there are. It looks at none of them.
+func (s *Store) Count(ctx context.Context) (int64, error) {
+	n, err := s.collection.EstimatedDocumentCount(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("count records: %w", err)
+	}
+	return n, nil
+}
+
+// Jobs returns the jobs of the records with the given ids, by id.
+func (s *Store) Jobs(ctx context.Context, ids []string) (map[string]string, error) {
+	cursor, err := s.collection.Find(ctx, bson.D{{Key: "_id", Value: bson.D{{Key: "$in", Value: ids}}}})
+	if err != nil {
+		return nil, fmt.Errorf("find jobs: %w", err)
+	}
+	var found []Record
+	if err := cursor.All(ctx, &found); err != nil {
+		return nil, fmt.Errorf("find jobs: %w", err)
+	}
+	jobs := make(map[string]string, len(found))
+	for _, r := range found {
+		jobs[r.ID] = r.Job
+	}
+	return jobs, nil
+}
+
+// read yields what a find delivers.
+func (s *Store) read(ctx context.Context, filter bson.D, o *options.FindOptionsBuilder) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		limited, cancel := context.WithTimeout(ctx, answerTimeout)
+		cursor, err := s.collection.Find(limited, filter, o)
+		cancel()
+		if err != nil {
+			yield(Record{}, fmt.Errorf("find records: %w", err))
+			return
+		}
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+			defer cancel()
+			_ = cursor.Close(ctx) // without a server it is closed there already
+		}()
+		for next(ctx, cursor) {
+			var r Record
+			// cursor.Decode would allocate a reader of 4 KiB for each record
+			if err := bson.Unmarshal(cursor.Current, &r); err != nil {
+				yield(Record{}, fmt.Errorf("decode a record: %w", err))
+				return
+			}
+			if !yield(r, nil) {
+				return
+			}
+		}
+		if err := cursor.Err(); err != nil {
+			yield(Record{}, fmt.Errorf("read records: %w", err))
+		}
+	}
+}
+
+// next moves a cursor on. Each answer of the server has a deadline of its own.
+func next(ctx context.Context, cursor *mongo.Cursor) bool {
+	if cursor.RemainingBatchLength() == 0 {
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, answerTimeout)
+		defer cancel()
+	}
+	return cursor.Next(ctx)
+}
