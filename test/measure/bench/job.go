@@ -106,7 +106,7 @@ func (b *bench) residentJob(ctx context.Context, from build) (float64, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	cmd := exec.CommandContext(ctx, from.program("processor-job"))
-	cmd.Env = append(os.Environ(), jobVariables("1h")...)
+	cmd.Env = append(os.Environ(), jobVariables("1m")...)
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()

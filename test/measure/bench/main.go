@@ -113,6 +113,9 @@ func (b *bench) run(ctx context.Context, only, file string) (err error) {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
+	if len(b.Rows) == 0 {
+		return fmt.Errorf("-only %s: there is no such part", only)
+	}
 	b.print(os.Stdout)
 	if file == "" {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -55,15 +56,21 @@ func (g goal) judge(value float64) string {
 func (b *bench) print(out io.Writer) {
 	fmt.Fprintf(out, "%s, commits %v, %s, RabbitMQ %s. Median of %d rounds (least–greatest).\n\n",
 		b.Date.Format(time.DateOnly), b.Commits, b.Machine, b.RabbitMQ, b.Rounds)
-	fmt.Fprintln(out, "| | raw | new | new / raw | goal | old | old / raw | new / old |")
-	fmt.Fprintln(out, "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |")
+	head, line := "| | raw | new | new / raw | goal |", "| --- | ---: | ---: | ---: | --- |"
+	if len(b.builds) > 1 {
+		head, line = head+" old | old / raw | new / old |", line+" ---: | ---: | ---: |"
+	}
+	fmt.Fprintln(out, head+"\n"+line)
 	for _, r := range b.Rows {
 		judged := ratios(r.Values[current], r.Values[raw])
 		if len(judged) == 0 {
 			judged = r.Values[current]
 		}
-		fmt.Fprintf(out, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", r.Name, r.median(raw), r.median(current), r.ratio(current, raw),
-			r.Goal.judge(median(judged)), r.median(older), r.ratio(older, raw), r.ratio(current, older))
+		cells := []string{r.Name, r.median(raw), r.median(current), r.ratio(current, raw), r.Goal.judge(median(judged))}
+		if len(b.builds) > 1 {
+			cells = append(cells, r.median(older), r.ratio(older, raw), r.ratio(current, older))
+		}
+		fmt.Fprintf(out, "| %s |\n", strings.Join(cells, " | "))
 	}
 }
 

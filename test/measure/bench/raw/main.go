@@ -148,8 +148,11 @@ func work(ctx context.Context) error {
 		return err
 	}
 	d, ok, err := ch.Get(queue, false)
-	if err != nil || !ok {
-		return fmt.Errorf("no message: %w", err)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errors.New("the queue is empty")
 	}
 	claimed := time.Now()
 	var e struct{ Name, Content string }
