@@ -166,7 +166,7 @@ func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
 	}
 	var refused *amqp.Error
 	if errors.As(err, &refused) && refused.Code == amqp.PreconditionFailed {
-		return nil, fmt.Errorf("%w: RabbitMQ says %q. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/failures.md, "A queue of an earlier version")", ErrTopology, refused.Reason)
+		return nil, fmt.Errorf("%w: RabbitMQ says %q. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/failures.md, A queue of an earlier version)", ErrTopology, refused.Reason)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("declare the queues: %w", err)
