@@ -38,12 +38,14 @@ func TestFailures(t *testing.T) {
 	})
 }
 
-// countable deploys the application, and has KEDA keep all finished Jobs, so
-// that they can be counted.
+// countable deploys the application with work that is long enough for a Job to be
+// stopped at it on a busy machine, and has KEDA keep all finished Jobs, so that they
+// can be counted.
 func countable(t *testing.T, c cluster) {
 	for _, kind := range []string{"successful", "failed"} {
 		edit(t, c.scaledJob(), kind+"JobsHistoryLimit: 5", kind+"JobsHistoryLimit: 500")
 	}
+	edit(t, c.scaledJob(), "value: 20s\n", "value: 40s\n")
 	application(t, c)
 	c.startClient(t)
 }
@@ -105,16 +107,20 @@ func workersStopped(t *testing.T, c cluster) {
 	require.Equal(t, 1, mine("kept").Attempts)
 	for _, stopped := range []tutorial.Record{evicted, gone, hungry} {
 		require.NotEqual(t, stopped.Job, mine(stopped.Name).Job)
-		require.Equal(t, 2, mine(stopped.Name).Attempts)
 	}
+	// the first two were told to stop, which costs no attempt; the third was killed
+	require.Equal(t, 1, mine("evicted").Attempts)
+	require.Equal(t, 1, mine("deleted").Attempts)
+	require.Equal(t, 2, mine("hungry").Attempts)
 	// the Job that was deleted is not there to be counted
 	c.requireJobs(t, jobs{succeeded: jobsBefore.succeeded + 4, failed: jobsBefore.failed + 2})
 	tutorial.LogTimes(t, []tutorial.Record{mine("evicted"), mine("deleted"), mine("hungry"), mine("kept")})
 }
 
-// deadLetter deletes the pod of each delivery of a message.
+// deadLetter kills the worker of each attempt at a message. Deleting its pod, even by
+// force, would tell it to stop first, which costs no attempt.
 func deadLetter(t *testing.T, c cluster) {
-	const deliveries = 5 // queue.MaxAttempts
+	const deliveries = 5 // the default of RABBITMQ_MAX_ATTEMPTS
 	earlier := len(c.data(t, t.Context()))
 	c.send(t, "deadly")
 	var last tutorial.Record
@@ -123,7 +129,7 @@ func deadLetter(t *testing.T, c cluster) {
 			last = named(r, "deadly")
 			return last.Attempts == attempt
 		})
-		c.Run(t, "kubectl", "delete", "pod", last.Job, "--now")
+		c.exhaust(t, last.Job)
 	}
 	type dead struct {
 		ID, Reason, Job string
@@ -164,9 +170,9 @@ func (c cluster) exhaust(t *testing.T, pod string) {
 		"command":["sh","-c","head -c 60M /dev/zero >/dev/shm/hog"],
 		"securityContext":{"runAsUser":65532}}]}}`)
 	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) {
-		out, err := c.Try(t.Context(), "", "kubectl", "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason}")
+		out, err := c.Try(t.Context(), "", "kubectl", "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].state.terminated['reason','exitCode']}")
 		require.NoError(collect, err)
-		require.Equal(collect, "OOMKilled", out)
+		require.Equal(collect, "OOMKilled 137", out)
 	})
 }
 
