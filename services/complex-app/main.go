@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"keda-p2/services/complex-app/api"
-	"keda-p2/services/complex-app/observe"
-	"keda-p2/services/complex-app/page"
+	"keda-p2/services/complex-app/observe" // optional: observe
+	"keda-p2/services/complex-app/page"    // optional: page
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
@@ -62,7 +62,7 @@ func main() {
 // To do without the metrics and traces of requests, or without the page, delete their
 // folder and the lines that are marked as optional.
 func run(ctx context.Context, s settings, log *slog.Logger) error {
-	traces, stopTraces := telemetry.StartTraces(ctx, "complex-app", version, log)
+	traces := telemetry.StartTraces(ctx, "complex-app", version, log)
 	store, err := records.Open(s.MongoDB, "complex-app")
 	if err != nil {
 		return err
@@ -80,21 +80,19 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 
 	publisher := queue.NewPublisher(s.RabbitMQ, "complex-app", s.ConfirmTimeout, log)
 	deadLetters := queue.NewDeadLetters(s.RabbitMQ, "complex-app's dead letters")
-	counter := &queue.Counter{Config: s.RabbitMQ, Name: "complex-app's page"}
 	var (
 		events      eventPublisher = publisher
 		middlewares []func(http.Handler) http.Handler
-		metrics     http.Handler = http.NotFoundHandler()
 	)
 	registry := observe.NewRegistry()                                            // optional: observe
 	events = observe.NewPublisher(publisher, s.RabbitMQ.Queue, registry, traces) // optional: observe
 	middlewares = append(middlewares, observe.HTTP(registry, traces))            // optional: observe
 	observe.Ready(registry, publisher.Ready, store.Ping)                         // optional: observe
 	observe.Records(registry, store, log)                                        // optional: observe
-	metrics = observe.Handler(registry)                                          // optional: observe
 	router := api.New(events, store, deadLetters, log, middlewares...)
-	view := page.New(publisher, counter, store, deadLetters, log) // optional: page
-	view.Mount(router)                                            // optional: page
+	counter := &queue.Counter{Config: s.RabbitMQ, Name: "complex-app's page"} // optional: page
+	view := page.New(publisher, counter, store, deadLetters, log)             // optional: page
+	view.Mount(router)                                                        // optional: page
 
 	// These outlive ctx: requests in flight still need the connections.
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
@@ -103,7 +101,9 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	running.Go(func() { createIndexes(background, store, log) })
 	running.Go(func() { view.Run(background) }) // optional: page
 
-	server, admin := newServer(router, log), newServer(adminRouter(metrics, router), log)
+	adminRoutes := newAdminRouter(router)
+	adminRoutes.Handle("GET /metrics", observe.Handler(registry)) // optional: observe
+	server, admin := newServer(router, log), newServer(adminRoutes, log)
 	failed := make(chan error, 2)
 	go func() { failed <- server.Serve(listener) }()
 	if adminListener != nil {
@@ -133,7 +133,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 		}},
 		{"close MongoDB's connections", mongoCloseTimeout, store.Close},
 		{"end the health checks and metrics", 0, func(context.Context) error { return admin.Close() }},
-		{"deliver the traces", 0, func(context.Context) error { stopTraces(); return nil }},
+		{"deliver the traces", 0, func(context.Context) error { traces.Stop(); return nil }},
 	} {
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), step.timeout)
 		if stopping := step.stop(limited); stopping != nil {

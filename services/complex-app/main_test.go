@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -109,7 +110,8 @@ func TestMetricsAndHealthOnTheAdminPort(t *testing.T) {
 	body, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
 	for _, line := range []string{
-		`http_server_request_duration_seconds_count{http_request_method="POST",http_route="/send",http_response_status_code="202"} 1`,
+		`http_server_request_duration_seconds_count{error_type="",http_request_method="POST",http_response_status_code="202",http_route="/send"} 1`,
+		`http_server_request_duration_seconds_count{error_type="",http_request_method="GET",http_response_status_code="200",http_route="/healthz"} 2`,
 		`keda_p2_dependency_ready{dependency="MongoDB"} 1`, `keda_p2_dependency_ready{dependency="RabbitMQ"} 1`,
 		`keda_p2_publish_in_flight 0`, `keda_p2_record_total_seconds_count 0`,
 	} {
@@ -191,20 +193,20 @@ func TestShutdownFinishesRequestsInFlight(t *testing.T) {
 	contracttest.Waiting(t, contracttest.Channel(t, s.RabbitMQ), s.RabbitMQ.Queue, 1)
 }
 
-// An open page is a request that never ends by itself.
-func TestShutdownEndsTheOpenPages(t *testing.T) {
+// The description has exactly the routes that are served, the page's among them.
+func TestEveryDescribedPathIsServed(t *testing.T) {
 	t.Parallel()
-	address, stop := start(t, withoutServers())
-	response, err := http.Get(address + "/events")
+	address, _ := start(t, withoutServers())
+	response, err := http.Get(address + "/openapi.yaml")
 	require.NoError(t, err)
 	defer response.Body.Close()
-	first := make([]byte, 10)
-	_, err = io.ReadFull(response.Body, first)
+	description, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
-
-	require.NoError(t, stop(), "and not for SHUTDOWN_TIMEOUT")
-	_, err = io.ReadAll(response.Body)
-	require.NoError(t, err, "it has ended, and was not cut off")
+	paths := regexp.MustCompile(`(?m)^  (/\S*):$`).FindAllStringSubmatch(string(description), -1)
+	require.Greater(t, len(paths), 10)
+	for _, path := range paths {
+		require.NotEqual(t, http.StatusNotFound, status(address+strings.Replace(path[1], "{name}", "app.js", 1)), path[1])
+	}
 }
 
 func TestSettings(t *testing.T) {

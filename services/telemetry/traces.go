@@ -25,25 +25,31 @@ import (
 // stopTimeout is how long the end of a program may wait for the collector.
 const stopTimeout = 2 * time.Second
 
+// Traces is a provider of tracers, and how to stop it.
+type Traces struct {
+	trace.TracerProvider
+	// Stop sends the spans that have ended and returns after at most 2 s. What the
+	// collector has not taken by then is lost.
+	Stop func()
+}
+
 // StartTraces returns a provider that sends its spans to a collector, with OTLP over
 // HTTP or gRPC. It is configured by OpenTelemetry's own variables, OTEL_…. If they name
 // no endpoint, turn traces off or cannot be used, the provider does nothing. A mistake
 // in them is logged and is never an error: the program works without traces.
 //
-// stop sends the spans that have ended and returns after at most 2 s. What the
-// collector has not taken by then is lost.
-//
 // Call it once in a process: OpenTelemetry's logger and error handler are global.
-func StartTraces(ctx context.Context, service, version string, log *slog.Logger) (provider trace.TracerProvider, stop func()) {
+func StartTraces(ctx context.Context, service, version string, log *slog.Logger) Traces {
+	off := Traces{noop.NewTracerProvider(), func() {}}
 	if variable("ENDPOINT") == "" || os.Getenv("OTEL_TRACES_EXPORTER") == "none" || strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") {
-		return noop.NewTracerProvider(), func() {}
+		return off
 	}
 	otel.SetLogger(logr.FromSlogHandler(withoutValues{log.Handler()}))
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("OpenTelemetry", "reason", reason(err)) }))
 	x, err := newExporter(ctx, log)
 	if err != nil {
 		log.Warn("no traces: the variables OTEL_… cannot be used", "reason", reason(err))
-		return noop.NewTracerProvider(), func() {}
+		return off
 	}
 	// The last option wins, so OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES do. The
 	// error is dropped because WithResource reads them again and reports it.
@@ -51,13 +57,13 @@ func StartTraces(ctx context.Context, service, version string, log *slog.Logger)
 		resource.WithAttributes(attribute.String("service.name", service), attribute.String("service.version", version)),
 		resource.WithFromEnv())
 	p := sdktrace.NewTracerProvider(sdktrace.WithBatcher(&outages{SpanExporter: x, log: log}), sdktrace.WithResource(about))
-	return p, func() {
+	return Traces{p, func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()
 		if err := p.Shutdown(ctx); err != nil {
 			log.Warn("the last traces are lost", "reason", reason(err))
 		}
-	}
+	}}
 }
 
 // variable reads one of OTLP's variables: the one for traces wins over the one for all

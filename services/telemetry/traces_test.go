@@ -32,7 +32,8 @@ func start(t *testing.T, variables map[string]string) (provider trace.TracerProv
 	out, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = out.Close() })
-	provider, stop = telemetry.StartTraces(t.Context(), "a service", "1.2", telemetry.NewLogger(out, slog.LevelDebug, "text"))
+	traces := telemetry.StartTraces(t.Context(), "a service", "1.2", telemetry.NewLogger(out, slog.LevelDebug, "text"))
+	provider, stop = traces.TracerProvider, traces.Stop
 	return provider, stop, func() string {
 		content, err := os.ReadFile(out.Name())
 		require.NoError(t, err)
@@ -133,10 +134,10 @@ func TestTheLibrarysOtherVariables(t *testing.T) {
 	})
 	span(provider, "not sampled")
 	t.Setenv("OTEL_TRACES_SAMPLER", "sometimes")
-	another, stopAnother := telemetry.StartTraces(t.Context(), "a service", "1.2", slog.New(slog.DiscardHandler))
+	another := telemetry.StartTraces(t.Context(), "a service", "1.2", slog.New(slog.DiscardHandler))
 	span(another, "sampled")
 	stop()
-	stopAnother()
+	another.Stop()
 	spans := collector.Spans()
 	require.Len(t, spans, 1)
 	require.Equal(t, "mine", telemetrytest.Named(t, spans, "sampled").Resource["service.name"])

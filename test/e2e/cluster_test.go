@@ -98,7 +98,7 @@ func (c cluster) remove(ctx context.Context, t *testing.T) {
 			{"get", "all,scaledjobs,scaledobjects,pvc", "-o", "wide"},
 			{"get", "events", "--sort-by", ".lastTimestamp"},
 			{"logs", "-l", "app.kubernetes.io/name=complex-app", "--prefix", "--tail", "30"},
-			{"logs", "-l", "app.kubernetes.io/name=processor-job", "--prefix", "--tail", "30"},
+			{"logs", "-l", "batch.kubernetes.io/job-name", "--prefix", "--tail", "30"},
 		} {
 			out, err := c.Try(ctx, "", "kubectl", args...)
 			t.Logf("kubectl %s\n%s%v", strings.Join(args, " "), out, err)

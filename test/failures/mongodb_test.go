@@ -19,6 +19,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	_ "modernc.org/sqlite"
 
+	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/records"
 	"keda-p2/services/sandbox/infra"
 )
@@ -163,7 +164,7 @@ func TestMongoDBRefusesToWrite(t *testing.T) {
 	server, err := infra.StartFerretDB(dir)
 	require.NoError(t, err)
 	t.Cleanup(server.Close)
-	db := records.Config{Port: server.Port, DB: "db", Collection: "c", AuthSource: "admin"}
+	db := records.Config{Port: config.Port(server.Port), DB: "db", Collection: "c", AuthSource: "admin"}
 	db.Host = server.Host
 
 	for verb, step := range map[string]string{"INSERT": "store record", "UPDATE": "finish record"} {
@@ -221,7 +222,7 @@ func TestMongoDBGoesAwayHalfWayThroughData(t *testing.T) {
 	for i := range many {
 		many[i] = records.Record{ID: fmt.Sprintf("id-%03d", i), Name: "name", Content: strings.Repeat("x", 1000), StoredAt: time.Now()}
 	}
-	client, err := mongo.Connect(options.Client().ApplyURI("mongodb://" + net.JoinHostPort(db.Host, db.Port)))
+	client, err := mongo.Connect(options.Client().ApplyURI("mongodb://" + net.JoinHostPort(db.Host, string(db.Port))))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Disconnect(context.Background()) })
 	_, err = client.Database(db.DB).Collection(db.Collection).InsertMany(t.Context(), many)

@@ -38,8 +38,8 @@ func (o outage) run(t *testing.T) {
 	s, err := scaler.New(scaler.Config{
 		Job: job, Processor: program("processor-job"), Dir: t.TempDir(),
 		Env: map[string]string{
-			"RABBITMQ_HOST": q.Host, "RABBITMQ_PORT": q.Port, "RABBITMQ_USER": q.User, "RABBITMQ_PASSWORD": q.Password, "RABBITMQ_QUEUE": q.Queue,
-			"MONGODB_HOST": linked.Host, "MONGODB_PORT": linked.Port, "MONGODB_USER": db.User, "MONGODB_PASSWORD": db.Password,
+			"RABBITMQ_HOST": q.Host, "RABBITMQ_PORT": string(q.Port), "RABBITMQ_USER": q.User, "RABBITMQ_PASSWORD": q.Password, "RABBITMQ_QUEUE": q.Queue,
+			"MONGODB_HOST": linked.Host, "MONGODB_PORT": string(linked.Port), "MONGODB_USER": db.User, "MONGODB_PASSWORD": db.Password,
 			"MONGODB_COLLECTION": db.Collection, "PROCESSING_TIME": "50ms", "RETRY_TIMEOUT": o.retry.String(),
 		},
 		Log: slog.New(slog.DiscardHandler),

@@ -67,13 +67,16 @@ func NewDeadLetters(c Config, name string) *DeadLetters {
 	return &DeadLetters{cfg: c, name: name, turn: make(chan struct{}, 1)}
 }
 
-// Close waits for the visit that goes on and closes the connection.
+// Close waits for the visit that goes on, at most closeTimeout, and closes the connection.
 func (d *DeadLetters) Close() {
-	d.turn <- struct{}{}
-	if d.conn != nil {
-		_ = d.conn.CloseDeadline(time.Now().Add(closeTimeout))
+	select {
+	case d.turn <- struct{}{}:
+		if d.conn != nil {
+			_ = d.conn.CloseDeadline(time.Now().Add(closeTimeout))
+		}
+		<-d.turn
+	case <-time.After(closeTimeout): // the end of the process ends it
 	}
-	<-d.turn
 }
 
 // List returns up to limit dead letters, sorted by the time of their death, and leaves

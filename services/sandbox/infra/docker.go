@@ -2,8 +2,10 @@ package infra
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
@@ -11,7 +13,8 @@ import (
 	"keda-p2/services/sandbox/process"
 )
 
-const dockerImage = "rabbitmq:4.3-management"
+// defaultImage is the version that users run.
+const defaultImage = "rabbitmq:4.3-management"
 
 // dockerNode is a container in which the server is started and stopped, so that
 // the data outlive the server. The container's own program only reads its
@@ -30,7 +33,8 @@ func docker(ctx context.Context, args ...string) error {
 }
 
 func newDockerNode(ctx context.Context, c RabbitMQConfig, port int) (node, error) {
-	c.Say("RabbitMQ runs in a Docker container. When its image " + dockerImage + " is not here yet, Docker pulls it now.")
+	image := cmp.Or(os.Getenv("SANDBOX_RABBITMQ_IMAGE"), defaultImage)
+	c.Say("RabbitMQ runs in a Docker container. When its image " + image + " is not here yet, Docker pulls it now.")
 	n := &dockerNode{name: fmt.Sprintf("keda-p2-sandbox-%d", port), dir: c.Dir}
 	args := []string{"run", "--rm", "--interactive", "--init", "--name", n.name,
 		"--publish", fmt.Sprintf("127.0.0.1:%d:5672", port),
@@ -39,7 +43,7 @@ func newDockerNode(ctx context.Context, c RabbitMQConfig, port int) (node, error
 	if c.Metrics { // the image serves them always
 		args = append(args, "--publish", fmt.Sprintf("127.0.0.1:%d:15692", c.metricsPort))
 	}
-	cmd := exec.Command("docker", append(args, "--entrypoint", "cat", dockerImage)...)
+	cmd := exec.Command("docker", append(args, "--entrypoint", "cat", image)...)
 	if _, err := cmd.StdinPipe(); err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ func startRabbitMQ(t *testing.T) (*infra.RabbitMQ, string) {
 func channel(t *testing.T, r *infra.RabbitMQ, password string) (*amqp.Channel, error) {
 	t.Helper()
 	conn, err := queue.Dial(t.Context(), queue.Config{
-		Server: config.Server{Host: r.Host, User: user, Password: password}, Port: r.Port, VHost: "/",
+		Server: config.Server{Host: r.Host, User: user, Password: password}, Port: config.Port(r.Port), VHost: "/",
 	}, t.Name())
 	if err != nil {
 		return nil, err
@@ -125,7 +125,7 @@ func TestFerretDB(t *testing.T) {
 	db, err := infra.StartFerretDB(dir)
 	require.NoError(t, err)
 	store, err := records.Open(records.Config{
-		Server: config.Server{Host: db.Host}, Port: db.Port, DB: "db", Collection: "c", AuthSource: "admin",
+		Server: config.Server{Host: db.Host}, Port: config.Port(db.Port), DB: "db", Collection: "c", AuthSource: "admin",
 	}, t.Name())
 	require.NoError(t, err)
 	require.NoError(t, store.Ping(t.Context()))

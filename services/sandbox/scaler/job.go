@@ -2,14 +2,15 @@ package scaler
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"keda-p2/services/sandbox/freeport"
@@ -71,15 +72,47 @@ func (s *Scaler) start() {
 
 // run starts the Job's process.
 func (s *Scaler) run(j *Job, probeAddr string) (*process.Process, error) {
-	env := maps.Clone(s.env)
-	for _, k := range s.c.Job.PodNameVars {
-		env[k] = j.Pod
+	spec := s.c.Job
+	paths := map[string]string{}
+	for _, f := range spec.Folders {
+		path := filepath.Join(s.folder(j), f.Volume, f.SubPath)
+		if err := f.make(path); err != nil {
+			return nil, err
+		}
+		paths[f.MountPath] = path
+	}
+	here := func(text string) string { return relocate(strings.ReplaceAll(text, PodName, j.Pod), paths) }
+	env := map[string]string{}
+	if tmp, ok := paths["/tmp"]; ok {
+		env["TMPDIR"] = tmp
+	}
+	for k, v := range s.env {
+		env[k] = here(v)
 	}
 	env["PROBE_ADDR"] = probeAddr
-	cmd := exec.Command(s.c.Processor)
-	cmd.Env = process.Env(env)
+	cmd := exec.Command(s.program)
+	for _, argument := range slices.Concat(spec.Command[min(1, len(spec.Command)):], spec.Args) {
+		cmd.Args = append(cmd.Args, here(argument))
+	}
+	cmd.Env, cmd.Dir = process.Env(env), here(spec.WorkingDir)
 	return s.c.Start(cmd, s.logFile(j))
 }
+
+// make makes a volume's folder, with its files. A mount of one file has its name as
+// the sub-path.
+func (f Folder) make(path string) error {
+	if content, ok := f.Files[f.SubPath]; ok {
+		f.Files, path = map[string]string{filepath.Base(path): content}, filepath.Dir(path)
+	}
+	err := os.MkdirAll(path, 0o700)
+	for name, content := range f.Files {
+		file := filepath.Join(path, name)
+		err = errors.Join(err, os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte(content), 0o600))
+	}
+	return err
+}
+
+func (s *Scaler) folder(j *Job) string { return filepath.Join(s.c.Dir, j.Pod+".volumes") }
 
 func (s *Scaler) logFile(j *Job) string { return filepath.Join(s.c.Dir, j.Pod+".log") }
 
@@ -138,6 +171,7 @@ func (s *Scaler) setReady(j *Job, ready bool) {
 }
 
 func (s *Scaler) finish(j *Job, status Status, reason string) {
+	_ = os.RemoveAll(s.folder(j)) // what is left goes with the scaler's folder
 	s.mu.Lock()
 	j.Status, j.Ready, j.Reason, j.Finished = status, false, reason, time.Now()
 	switch status {

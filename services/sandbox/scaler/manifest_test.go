@@ -94,9 +94,8 @@ func TestLoad(t *testing.T) {
 		ProbePath: "/readyz", ProbePeriod: time.Second,
 		Env: map[string]string{
 			"RABBITMQ_HOST": "rabbitmq", "RABBITMQ_USER": "wins", "RABBITMQ_PASSWORD": `a/b?c#d%"\`,
-			"token": "secret", "TOKEN": "secret",
+			"token": "secret", "TOKEN": "secret", "POD_NAME": PodName,
 		},
-		PodNameVars: []string{"POD_NAME"},
 	}, j)
 }
 
@@ -126,11 +125,14 @@ func TestLoadErrors(t *testing.T) {
 	for name, tt := range map[string]struct{ old, new, want string }{
 		"not YAML":             {"kind: ScaledJob", "kind: [", "job.yaml: error converting YAML to JSON"},
 		"no ScaledJob":         {"kind: ScaledJob", "kind: ScaledObject", "holds 0 ScaledJobs"},
-		"two of them":          {"apiVersion", scaledJob + "\n---\napiVersion", "holds 2 ScaledJobs"},
-		"an unknown field":     {"pollingInterval", "pollInterval", `unknown field "pollInterval"`},
-		"a field of a Job":     {"backoffLimit", "ttlSecondsAfterFinished: 5\n    backoffLimit", `unknown field "ttlSecondsAfterFinished"`},
-		"a field of a pod":     {"restartPolicy", "initContainers: []\n        restartPolicy", `unknown field "initContainers"`},
-		"a command":            {"name: processor-job\n            image", "command: [sh]\n            image", `unknown field "command"`},
+		"two of one name":      {"apiVersion", scaledJob + "\n---\napiVersion", `two ScaledJobs named "processor-job"`},
+		"two others":           {"name: processor-job", "name: a\n---\nkind: ScaledJob\nmetadata:\n  name: b", `holds 2 ScaledJobs ["a" "b"]`},
+		"an unknown field":     {"pollingInterval", "pollInterval", "unknown field spec.pollInterval"},
+		"a field twice":        {"backoffLimit: 0", "backoffLimit: 0\n    backoffLimit: 0", `"backoffLimit" already set`},
+		"no container":         {"        containers:", "        containers: []\n        others:", "no container"},
+		"a paused one":         {"name: processor-job", "name: j\n  annotations: {autoscaling.keda.sh/paused: \"true\"}", "autoscaling.keda.sh/paused"},
+		"several pods":         {"backoffLimit: 0", "backoffLimit: 0\n    completions: 3", "completions is not 1"},
+		"suspended":            {"backoffLimit: 0", "backoffLimit: 0\n    suspend: true", "suspended"},
 		"retries":              {"backoffLimit: 0", "backoffLimit: 3", "backoffLimit is not 0"},
 		"retries by default":   {"    backoffLimit: 0\n", "", "backoffLimit is not 0"},
 		"restarts":             {"Never", "OnFailure", `restartPolicy is "OnFailure"`},
@@ -146,9 +148,12 @@ func TestLoadErrors(t *testing.T) {
 		"a value of 0":         {`"2"`, `"0"`, "value or pollingInterval is 0"},
 		"a missing Secret":     {"{name: logins}", "{name: other}", `no manifest of a Secret "other"`},
 		"a missing key":        {"key: token", "key: password", `the key "password"`},
-		"another field":        {"metadata.name", "status.podIP", "env POD_NAME is neither"},
-		"a reference":          {"value: rabbitmq", "value: $(HOST)", "env RABBITMQ_HOST is neither"},
-		"another probe":        {"httpGet: {path: /readyz, port: probe}", "tcpSocket: {port: probe}", "tcpSocket"},
+		"another field":        {"metadata.name", "status.phase", "env POD_NAME is neither"},
+		"another probe":        {"httpGet: {path: /readyz, port: probe}", "tcpSocket: {port: probe}", "has no httpGet"},
+		"a probe with TLS":     {"port: probe}", "port: probe, scheme: HTTPS}", "scheme is HTTPS"},
+		"http, automatically":  {"protocol: amqp", "host: http://rabbitmq:15672/", `protocol is "http"`},
+		"a missing ConfigMap":  {"secretRef: {name: logins}", "configMapRef: {name: logins}", `no manifest of a ConfigMap "logins"`},
+		"a missing volume":     {"            env:\n", "            volumeMounts: [{name: none, mountPath: /x}]\n            env:\n", `the volume "none"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -181,4 +186,124 @@ func TestLoadDeploy(t *testing.T) {
 	require.Equal(t, "accurate", j.Strategy.Name)
 	require.True(t, j.PendingUntilReady)
 	require.NotEmpty(t, j.Env["RABBITMQ_PASSWORD"])
+}
+
+// whole is a worker's manifest with much of what Kubernetes knows.
+const whole = `kind: ScaledJob
+metadata:
+  name: thumbnails
+  namespace: media
+  annotations: {team: media}
+spec:
+  envSourceContainerName: worker
+  triggers:
+    - type: rabbitmq
+      name: images
+      metadata: {hostFromEnv: KEDA_URL, queueName: images, mode: QueueLength, value: "1"}
+  jobTargetRef:
+    backoffLimit: 0
+    parallelism: 1
+    ttlSecondsAfterFinished: 60
+    template:
+      metadata:
+        labels: {app: thumbnails}
+        annotations: {linkerd.io/inject: disabled}
+      spec:
+        restartPolicy: Never
+        serviceAccountName: worker
+        nodeSelector: {disk: fast}
+        tolerations: [{operator: Exists}]
+        affinity: {}
+        initContainers: [{name: wait, image: busybox}]
+        volumes:
+          - {name: scratch, emptyDir: {sizeLimit: 1Gi}}
+          - {name: files, configMap: {name: worker, items: [{key: a.conf, path: etc/a.conf}]}}
+          - {name: keys, secret: {secretName: logins, defaultMode: 256}}
+          - {name: data, persistentVolumeClaim: {claimName: data}}
+        containers:
+          - {name: proxy, image: proxy}
+          - name: worker
+            image: worker
+            command: [/service, --name, $(POD_NAME)]
+            args: [--scratch=/scratch/x, $(GREETING), $$(HOME), $(NOBODY)]
+            workingDir: /scratch/work
+            lifecycle: {preStop: {sleep: {seconds: 1}}}
+            livenessProbe: {exec: {command: ["true"]}}
+            resources: {limits: {memory: 1Gi}}
+            envFrom:
+              - {configMapRef: {name: worker}, prefix: SET_}
+              - secretRef: {name: not there, optional: true}
+            env:
+              - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+              - {name: NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+              - {name: APP, valueFrom: {fieldRef: {fieldPath: "metadata.labels['app']"}}}
+              - {name: KEDA_URL, valueFrom: {configMapKeyRef: {name: worker, key: url}}}
+              - {name: NOTHING, valueFrom: {secretKeyRef: {name: logins, key: none, optional: true}}}
+              - {name: CPUS, valueFrom: {resourceFieldRef: {resource: limits.cpu}}}
+              - {name: GREETING, value: "$(APP) of $(NAMESPACE), $$5"}
+              - {name: SCRATCH, value: /scratch}
+            volumeMounts:
+              - {name: scratch, mountPath: /scratch}
+              - {name: files, mountPath: /etc/worker/, readOnly: true}
+              - {name: keys, mountPath: /etc/token, subPath: token}
+              - {name: data, mountPath: /data}
+---
+kind: ConfigMap
+metadata: {name: worker}
+data: {url: "amqp://rabbitmq", a.conf: "a = 1"}
+binaryData: {bytes: AAE=}
+`
+
+func TestLoadWhole(t *testing.T) {
+	t.Parallel()
+	dir := folder(t, map[string]string{"job.yml": whole, "others.yaml": others, "more.json": `{"kind": "Service"}`})
+	j, err := Load(dir)
+	require.NoError(t, err)
+	require.Equal(t, "thumbnails", j.Name)
+	require.Equal(t, []string{"/service", "--name", PodName}, j.Command)
+	require.Equal(t, []string{"--scratch=/scratch/x", "thumbnails of media, $5", "$(HOME)", "$(NOBODY)"}, j.Args)
+	require.Equal(t, "/scratch/work", j.WorkingDir)
+	require.Equal(t, map[string]string{
+		"SET_url": "amqp://rabbitmq", "SET_a.conf": "a = 1", "SET_bytes": "\x00\x01",
+		"POD_NAME": PodName, "NAMESPACE": "media", "APP": "thumbnails", "KEDA_URL": "amqp://rabbitmq",
+		"GREETING": "thumbnails of media, $5", "SCRATCH": "/scratch",
+	}, j.Env)
+	require.Equal(t, []Folder{
+		{MountPath: "/scratch", Volume: "scratch"},
+		{MountPath: "/etc/worker", Volume: "files", Files: map[string]string{"etc/a.conf": "a = 1"}},
+		{MountPath: "/etc/token", Volume: "keys", SubPath: "token", Files: map[string]string{"token": "secret", "RABBITMQ_USER": "user", "RABBITMQ_PASSWORD": `a/b?c#d%"\`}},
+		{MountPath: "/data", Volume: "data"},
+	}, j.Folders)
+	var fields []string
+	for _, note := range j.Notes {
+		if field, ok := strings.CutSuffix(note, " makes no difference here"); ok {
+			fields = append(fields, strings.TrimPrefix(field, "spec.jobTargetRef."))
+		}
+	}
+	require.Equal(t, []string{
+		"template.spec.affinity", "template.spec.containers[1].lifecycle", "template.spec.containers[1].livenessProbe",
+		"template.spec.initContainers", "template.spec.nodeSelector", "template.spec.serviceAccountName", "template.spec.tolerations",
+		"template.spec.volumes[3].persistentVolumeClaim", "ttlSecondsAfterFinished",
+	}, fields)
+	require.Contains(t, j.Notes, "the container proxy is not run, only worker is")
+	require.Len(t, j.Notes, len(fields)+2+4, "the container, the variable CPUS and four mounts: %q", j.Notes)
+
+	// beside the project's own ScaledJob it is that one that runs
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "processor-job.yaml"), []byte(scaledJob), 0o600))
+	j, err = Load(dir)
+	require.NoError(t, err)
+	require.Equal(t, "processor-job", j.Name)
+	require.Equal(t, []string{"the ScaledJob thumbnails is not run, only processor-job is"}, j.Notes)
+}
+
+func TestLoadNamesUnreadableFiles(t *testing.T) {
+	t.Parallel()
+	dir := folder(t, map[string]string{"job.yaml": scaledJob, "others.yaml": others})
+	require.NoError(t, os.Chmod(filepath.Join(dir, "job.yaml"), 0))
+	if os.Getuid() == 0 {
+		t.Skip("root may read everything")
+	}
+	_, err := Load(dir)
+	require.ErrorContains(t, err, "holds 0 ScaledJobs")
+	require.ErrorContains(t, err, "job.yaml: permission denied")
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -41,6 +42,7 @@ type Totals struct{ Started, Succeeded, Failed int }
 // Scaler starts Jobs for the messages of a queue.
 type Scaler struct {
 	c          Config
+	program    string
 	env        map[string]string
 	connection queue.Config
 
@@ -58,21 +60,16 @@ type Scaler struct {
 // New prepares a scaler. The connection to RabbitMQ is that of the Jobs: the
 // variables RABBITMQ_HOST and so on, of Config.Env or else of the manifest.
 func New(c Config) (*Scaler, error) {
-	// a path, lest exec looks for the program in the PATH
-	path, err := filepath.Abs(c.Processor)
-	if err == nil {
-		_, err = exec.LookPath(path)
-	}
+	program, err := findProgram(c.Job.Command, c.Processor)
 	if err != nil {
-		return nil, fmt.Errorf("the processor's program: %w", err)
+		return nil, err
 	}
-	c.Processor = path
 	env := maps.Clone(c.Job.Env)
 	maps.Copy(env, c.Env)
 	if c.Start == nil {
 		c.Start = process.Start
 	}
-	s := &Scaler{c: c, env: env, stopping: make(chan struct{})}
+	s := &Scaler{c: c, program: program, env: env, stopping: make(chan struct{})}
 	var port config.Port
 	if err := port.Decode(cmp.Or(env["RABBITMQ_PORT"], "5672")); err != nil {
 		return nil, fmt.Errorf("RABBITMQ_PORT: %w", err)
@@ -98,6 +95,27 @@ func New(c Config) (*Scaler, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// findProgram returns the path of what a Job runs. In the images of this project the
+// processor is /service. Any other command must be there on this machine.
+func findProgram(command []string, processor string) (string, error) {
+	if len(command) > 0 && !slices.Contains([]string{"service", filepath.Base(processor)}, filepath.Base(command[0])) {
+		path, err := exec.LookPath(command[0])
+		if err != nil {
+			return "", fmt.Errorf("the manifest's command is not on this machine: %w", err)
+		}
+		return path, nil
+	}
+	// a path, lest exec looks for the program in the PATH
+	path, err := filepath.Abs(processor)
+	if err == nil {
+		_, err = exec.LookPath(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("the processor's program: %w", err)
+	}
+	return path, nil
 }
 
 // Run looks at the queue and starts Jobs until ctx ends. It then stops the

@@ -28,6 +28,11 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "success":
 		fmt.Println(os.Getenv("POD_NAME"), os.Getenv("RABBITMQ_HOST"), os.Getenv("PATH"))
+	case "volumes": // everything is where the variables and arguments say
+		here, _ := os.Getwd()
+		conf, err := os.ReadFile(os.Getenv("CONF"))
+		fmt.Printf("%q %v %q %q\n", conf, err, here, os.Args[1:])
+		fmt.Println(os.WriteFile(os.Getenv("SCRATCH")+"/x", nil, 0o600), os.TempDir())
 	case "failure":
 		fmt.Println(`{"level":"ERROR","msg":"failed","reason":"MongoDB is away"}`)
 		os.Exit(1)
@@ -82,8 +87,7 @@ func newScaler(t *testing.T, part string, change func(*Config)) (*Scaler, *logs)
 			SuccessfulHistory: 5, FailedHistory: 5,
 			Grace:     time.Minute,
 			ProbePath: "/readyz", ProbePeriod: 20 * time.Millisecond,
-			Env:         map[string]string{"PLAY": part, "RABBITMQ_HOST": "manifest", "RABBITMQ_USER": "user"},
-			PodNameVars: []string{"POD_NAME"},
+			Env: map[string]string{"PLAY": part, "RABBITMQ_HOST": "manifest", "RABBITMQ_USER": "user", "POD_NAME": PodName},
 		},
 		Processor: os.Args[0],
 		Env:       map[string]string{"RABBITMQ_HOST": "override"},
@@ -125,6 +129,42 @@ func TestJobSucceeds(t *testing.T) {
 	require.Equal(t, j.Pod+" override \n", string(log), "the pod's name, the override, and nothing of this environment")
 	require.Equal(t, 1, l.count("job started"))
 	require.Equal(t, 1, l.count("job succeeded"))
+}
+
+func TestVolumes(t *testing.T) {
+	t.Parallel()
+	s, _ := newScaler(t, "volumes", func(c *Config) {
+		c.Job.Command, c.Job.Args = []string{"/service", PodName}, []string{"--scratch=/scratch/x", "/scratchy"}
+		c.Job.WorkingDir = "/scratch"
+		c.Job.Env["CONF"], c.Job.Env["SCRATCH"] = "/etc/worker/a.conf", "/scratch"
+		c.Job.Folders = []Folder{
+			{MountPath: "/scratch", Volume: "scratch"},
+			{MountPath: "/tmp", Volume: "scratch", SubPath: "tmp"},
+			{MountPath: "/etc/worker", Volume: "files", Files: map[string]string{"a.conf": "a = 1"}},
+		}
+	})
+	s.start()
+	s.wait.Wait()
+	j := s.Jobs()[0]
+	require.Equal(t, Succeeded, j.Status, j.Reason)
+	log, err := os.ReadFile(s.logFile(&j))
+	require.NoError(t, err)
+	scratch := s.folder(&j) + "/scratch"
+	require.Equal(t, fmt.Sprintf("\"a = 1\" <nil> %q %q\n<nil> %s\n", scratch,
+		[]string{j.Pod, "--scratch=" + scratch + "/x", "/scratchy"}, scratch+"/tmp"), string(log))
+	require.NoDirExists(t, s.folder(&j), "it goes with the Job")
+}
+
+func TestCommand(t *testing.T) {
+	t.Parallel()
+	path, err := findProgram([]string{"/service", "x"}, os.Args[0])
+	require.NoError(t, err)
+	require.Equal(t, os.Args[0], path)
+	path, err = findProgram([]string{"sh", "-c", "exit"}, "not needed")
+	require.NoError(t, err)
+	require.Regexp(t, "/sh$", path)
+	_, err = findProgram([]string{"/app/worker"}, os.Args[0])
+	require.ErrorContains(t, err, "command is not on this machine")
 }
 
 func TestJobFails(t *testing.T) {
@@ -239,7 +279,7 @@ func TestNewErrors(t *testing.T) {
 		want   string
 	}{
 		"no program":  {func(c *Config) { c.Processor = "missing/processor-job" }, "missing/processor-job"},
-		"a bad port":  {func(c *Config) { c.Env["RABBITMQ_PORT"] = "tcp://10.0.0.1" }, "enableServiceLinks"},
+		"a bad port":  {func(c *Config) { c.Env["RABBITMQ_PORT"] = "tcp://10.0.0.1" }, "RABBITMQ_PORT"},
 		"TLS or not?": {func(c *Config) { c.Env["RABBITMQ_TLS"] = "maybe" }, "RABBITMQ_TLS"},
 		"no login":    {func(c *Config) { c.Env["RABBITMQ_USER"] = "" }, "RABBITMQ_USER"},
 	} {

@@ -24,10 +24,14 @@ Everything is private: free ports of 127.0.0.1 and a temporary folder.
 
 Environment:
   SANDBOX_RABBITMQ   where RabbitMQ comes from: debian (the installed one) or docker
+  SANDBOX_RABBITMQ_IMAGE   the image for docker, rabbitmq:4.3-management by default
   MONGODB_HOST       a MongoDB to use in place of the embedded FerretDB, with
                      MONGODB_PORT, MONGODB_USER, MONGODB_PASSWORD, …
   PROCESSING_TIME    and every other variable in the ScaledJob's manifest, except
-                     those of the two servers: wins over the manifest's value
+                     those of the two servers: wins over the manifest's value;
+                     FAILURE_RATE=0.5 shows retries and dead letters
+  RABBITMQ_MAX_ATTEMPTS, RABBITMQ_RETRY_MIN, RABBITMQ_RETRY_MAX
+                     how often a message is tried, for both services
   OTEL_…             OpenTelemetry's variables, for all programs
 
 Flags:

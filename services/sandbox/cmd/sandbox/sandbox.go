@@ -118,6 +118,9 @@ func (b *sandbox) startAll(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("%w (-deploy names the folder of the manifests)", err)
 	}
+	for _, note := range job.Notes {
+		b.say("manifest     %s", note)
+	}
 	app, processor := filepath.Join(b.bin, "complex-app"), filepath.Join(b.bin, "processor-job")
 	for _, program := range []string{app, processor} {
 		if _, err := os.Stat(program); err != nil {
@@ -130,13 +133,9 @@ func (b *sandbox) startAll(ctx context.Context, log *slog.Logger) error {
 	if err := b.startServers(ctx, job.Env["RABBITMQ_USER"], job.Env["RABBITMQ_PASSWORD"]); err != nil {
 		return err
 	}
-	for k := range job.Env {
-		if v, ok := b.environ[k]; ok && !ofServer(k) {
-			b.env[k] = v
-		}
-	}
 	for k, v := range b.environ {
-		if strings.HasPrefix(k, "OTEL_") {
+		_, ofJob := job.Env[k]
+		if ofJob && !ofServer(k) || ofQueue(k) || strings.HasPrefix(k, "OTEL_") {
 			b.env[k] = v
 		}
 	}
@@ -241,7 +240,13 @@ func (b *sandbox) untilFailure(ctx context.Context) context.Context {
 // ofServer tells whether a variable says where RabbitMQ or MongoDB is. The
 // sandbox has its own, whatever the user's environment says.
 func ofServer(name string) bool {
-	return strings.HasPrefix(name, "RABBITMQ_") || strings.HasPrefix(name, "MONGODB_")
+	return strings.HasPrefix(name, "RABBITMQ_") && !ofQueue(name) || strings.HasPrefix(name, "MONGODB_")
+}
+
+// ofQueue tells whether a variable is an argument of the queue, which both services
+// must have alike.
+func ofQueue(name string) bool {
+	return slices.Contains([]string{"RABBITMQ_MAX_ATTEMPTS", "RABBITMQ_RETRY_MIN", "RABBITMQ_RETRY_MAX"}, name)
 }
 
 func (b *sandbox) mkdir(name string) (string, error) {

@@ -19,7 +19,7 @@ func main() {
 	processor := flag.String("processor", "processor-job", "`program` that takes one message and exits")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "scaler starts a processor for each message, as the ScaledJob's manifest says.\n"+
-			"Variables RABBITMQ_… and MONGODB_… win over the manifest's.")
+			"Variables RABBITMQ_… and MONGODB_…, and those that the manifest has, win over its values.")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -39,7 +39,8 @@ func run(ctx context.Context, deploy, processor string, environ []string) error 
 	env := map[string]string{}
 	for _, entry := range environ {
 		k, v, _ := strings.Cut(entry, "=")
-		if strings.HasPrefix(k, "RABBITMQ_") || strings.HasPrefix(k, "MONGODB_") {
+		_, ofJob := job.Env[k]
+		if ofJob || strings.HasPrefix(k, "RABBITMQ_") || strings.HasPrefix(k, "MONGODB_") {
 			env[k] = v
 		}
 	}
@@ -52,6 +53,9 @@ func run(ctx context.Context, deploy, processor string, environ []string) error 
 	s, err := scaler.New(scaler.Config{Job: job, Processor: processor, Env: env, Dir: dir, Log: log})
 	if err != nil {
 		return err
+	}
+	for _, note := range job.Notes {
+		log.Info(note)
 	}
 	log.Info("started", "scaledjob", job.Name, "queue", job.Queue, "strategy", job.Strategy.Name, "every", job.Interval)
 	s.Run(ctx)
