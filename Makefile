@@ -66,6 +66,10 @@ chart: ## build the page's chart library again, with Node.js; its result is chec
 redrive: ## send dead letters back: URL=http://localhost:8080, ID=… for one of them
 	@curl -sS --fail-with-body -X POST --get $(if $(ID),--data-urlencode 'id=$(ID)') $(or $(URL),http://localhost:8080)/dead-letters/redrive
 
+.PHONY: discard
+discard: ## discard dead letters for good: URL=http://localhost:8080, ID=… for one of them
+	@curl -sS --fail-with-body -X DELETE --get $(if $(ID),--data-urlencode 'id=$(ID)') $(or $(URL),http://localhost:8080)/dead-letters
+
 .PHONY: test-page
 test-page: build ## the page in a headless Chromium; PICTURES=folder keeps what it sees
 	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \

@@ -79,7 +79,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	}
 
 	publisher := queue.NewPublisher(s.RabbitMQ, "complex-app", s.ConfirmTimeout, log)
-	deadLetters := queue.DeadLetterQueue{Config: s.RabbitMQ}
+	deadLetters := queue.NewDeadLetters(s.RabbitMQ, "complex-app's dead letters")
 	var (
 		events      eventPublisher = publisher
 		middlewares []func(http.Handler) http.Handler
@@ -125,7 +125,12 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	}{
 		{"finish the requests in flight", s.ShutdownTimeout, server.Shutdown},
 		{"close the connections that remain", 0, func(context.Context) error { return server.Close() }},
-		{"end what runs beside them, and RabbitMQ's connections", 0, func(context.Context) error { stopBackground(); running.Wait(); return nil }},
+		{"end what runs beside them, and RabbitMQ's connections", 0, func(context.Context) error {
+			stopBackground()
+			running.Wait()
+			deadLetters.Close()
+			return nil
+		}},
 		{"close MongoDB's connections", mongoCloseTimeout, store.Close},
 		{"end the health checks and metrics", 0, func(context.Context) error { return admin.Close() }},
 		{"deliver the traces", 0, func(context.Context) error { traces.Stop(); return nil }},

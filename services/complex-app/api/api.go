@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
+	"golang.org/x/sync/singleflight"
 
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
@@ -30,12 +31,14 @@ type store interface {
 type deadLetters interface {
 	List(ctx context.Context, limit int) ([]queue.DeadLetter, error)
 	Redrive(ctx context.Context, id string) (int, error)
+	Discard(ctx context.Context, id string) (int, error)
 }
 
 type api struct {
 	publisher         publisher
 	store             store
 	dead              deadLetters
+	looks             singleflight.Group // at the dead letters
 	log               *slog.Logger
 	rabbitMQ, mongoDB *outage
 }
@@ -64,6 +67,7 @@ func New(p publisher, s store, d deadLetters, log *slog.Logger, middlewares ...f
 	r.With(throttle(maxBatches)).Post("/send/batch", a.handle(a.sendBatch))
 	r.With(throttle(maxReaders)).Get("/data", a.handle(a.listData))
 	r.Get("/dead-letters", a.handle(a.listDead))
+	r.Delete("/dead-letters", a.handle(a.discardDead))
 	r.Post("/dead-letters/redrive", a.handle(a.redriveDead))
 	r.Get("/healthz", a.handle(a.healthz))
 	r.Get("/readyz", a.handle(a.readyz))

@@ -21,6 +21,7 @@ type problem struct {
 	Detail  string   `json:"detail"`
 	ID      string   `json:"id,omitempty"`      // the id under which to send the event again
 	Missing []string `json:"missing,omitempty"` // the servers that are not available
+	Done    *int     `json:"done,omitempty"`    // how many dead letters were removed all the same
 }
 
 // refusal is an error that is its own answer: its text is meant for the client.
@@ -56,6 +57,7 @@ var answers = []struct {
 	{contract.ErrInvalid, http.StatusBadRequest, ""},
 	{records.ErrUnknown, http.StatusBadRequest, ""},
 	{queue.ErrNoDeadLetter, http.StatusNotFound, ""},
+	{queue.ErrCutShort, http.StatusServiceUnavailable, "the time was up, perhaps while others were at the dead letters; ask again"},
 	{errStore, http.StatusServiceUnavailable, "MongoDB is not available; ask again"},
 	{queue.ErrUnavailable, http.StatusServiceUnavailable, "RabbitMQ is not available; ask again"},
 	{queue.ErrUnconfirmed, http.StatusServiceUnavailable, "RabbitMQ is not available; ask again"},
@@ -68,6 +70,15 @@ type unsent struct {
 }
 
 func (e unsent) Unwrap() error { return e.error }
+
+// partly is a redrive or discard that was cut short.
+type partly struct {
+	error
+	before string // what was done, in words
+	done   int
+}
+
+func (e partly) Unwrap() error { return e.error }
 
 // notReady names the servers that are missing.
 type notReady []string
@@ -101,6 +112,10 @@ func newProblem(err error) problem {
 		} else if p.Status == http.StatusServiceUnavailable {
 			p.Detail = "RabbitMQ is not available and the event was not accepted; send it again"
 		}
+	}
+	var cut partly
+	if errors.As(err, &cut) {
+		p.Detail, p.Done = cut.before+"; then "+p.Detail, &cut.done
 	}
 	p.Title = http.StatusText(p.Status)
 	return p

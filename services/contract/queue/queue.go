@@ -124,6 +124,16 @@ func (c writeDeadline) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
+// SetDeadline closes the connection at the given time. The library's CloseDeadline calls
+// it, and would forget a real deadline with the next frame that it reads: during an alarm
+// RabbitMQ sends heartbeats and reads nothing.
+func (c writeDeadline) SetDeadline(t time.Time) error {
+	if !t.IsZero() { // there is none after the handshake
+		time.AfterFunc(time.Until(t), func() { _ = c.Close() })
+	}
+	return nil
+}
+
 // openChannel opens a channel in confirm mode after declaring both queues. Whichever
 // service comes first declares them, with the same arguments.
 func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
