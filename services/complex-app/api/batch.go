@@ -60,11 +60,17 @@ func (a *api) sendBatch(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	lines := bytes.Split(body, []byte("\n"))
-	if len(lines) > maxBatchLines+1 || len(lines) > maxBatchLines && len(lines[maxBatchLines]) > 0 {
+	body = bytes.TrimRight(body, " \t\r\n") // not at the start: the numbers of the lines count
+	switch { // before it is split: 4 MiB may be as many lines
+	case r.URL.RawQuery != "":
+		return badRequest("the events of a batch are in the body; this path takes no parameters")
+	case len(body) == 0:
+		return badRequest("the batch has no events")
+	case bytes.Count(body, []byte("\n")) >= maxBatchLines:
 		return refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("the batch has more than %d lines", maxBatchLines)}
 	}
 
+	lines := bytes.Split(body, []byte("\n"))
 	var mu sync.Mutex // for the answer
 	answer := batchAnswer{Errors: []lineError{}}
 	note := func(line int, err error) {
