@@ -61,7 +61,7 @@ func (a *api) sendBatch(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	body = bytes.TrimRight(body, " \t\r\n") // not at the start: the numbers of the lines count
-	switch { // before it is split: 4 MiB may be as many lines
+	switch {                                // before it is split: 4 MiB may be as many lines
 	case r.URL.RawQuery != "":
 		return badRequest("the events of a batch are in the body; this path takes no parameters")
 	case len(body) == 0:
