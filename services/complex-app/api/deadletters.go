@@ -15,12 +15,13 @@ const (
 	deadLetterTimeout = time.Minute
 )
 
-// listDead answers with the dead letters, the oldest first, and leaves them in their
+// handleDeadLetters answers with the dead letters, the oldest first, and leaves them in their
 // queue: GET /dead-letters.
-func (a *api) listDead(w http.ResponseWriter, r *http.Request) error {
+func (a *api) handleDeadLetters(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
 	defer cancel()
 	dead, err := a.dead.List(ctx, maxDeadLetters)
+	a.rabbitMQ.note(r.Context(), err)
 	if err != nil {
 		return fmt.Errorf("list dead letters: %w", err)
 	}
@@ -41,7 +42,7 @@ func (a *api) listDead(w http.ResponseWriter, r *http.Request) error {
 			}
 		}
 	}
-	return writeJSON(w, http.StatusOK, dead)
+	return writeJSON(w, http.StatusOK, jsonType, dead)
 }
 
 // redriven is the answer to a redrive.
@@ -49,9 +50,9 @@ type redriven struct {
 	Redriven int `json:"redriven"`
 }
 
-// redriveDead sends all dead letters back to the queue, or the one that is named in the
+// handleRedrive sends all dead letters back to the queue, or the one that is named in the
 // query or in a form: POST /dead-letters/redrive?id=….
-func (a *api) redriveDead(w http.ResponseWriter, r *http.Request) error {
+func (a *api) handleRedrive(w http.ResponseWriter, r *http.Request) error {
 	id, err := whichDead(w, r)
 	if err != nil {
 		return err
@@ -59,10 +60,11 @@ func (a *api) redriveDead(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
 	defer cancel()
 	n, err := a.dead.Redrive(ctx, id)
+	a.rabbitMQ.note(r.Context(), err)
 	if err != nil {
 		return fmt.Errorf("redrive: %w", err)
 	}
-	return writeJSON(w, http.StatusOK, redriven{n})
+	return writeJSON(w, http.StatusOK, jsonType, redriven{n})
 }
 
 // whichDead returns the id of the one dead letter that is meant, or "" for all.
