@@ -26,7 +26,7 @@ up: build ## the same without an end: prints an address, Ctrl-C takes it down
 .PHONY: build
 build: ## build the programs into bin/
 	@echo "building into bin/ (the first time takes some minutes: SQLite is compiled too)"
-	@CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ \
+	@CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ \
 		./services/complex-app ./services/processor-job ./services/sandbox/cmd/sandbox
 
 .PHONY: test
@@ -35,13 +35,13 @@ test: build ## all tests on a real RabbitMQ and database; PKG=./services/… RUN
 	@bin/sandbox exec -- go test $(RACE) -run '$(RUN)' $(PKG)
 
 .PHONY: bench
-bench: build ## ratios to the raw clients; BENCH=send,data picks parts, ROUNDS=1 is short
+bench: build ## ratios to the raw clients: BENCH=send,data ROUNDS=5 OLD=folder of older programs JSON=file
 	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 		echo "installing Debian's package wrk, once" && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk >/dev/null; } || \
 		{ echo "install wrk (Debian: apt-get install wrk)"; exit 1; }
-	@CGO_ENABLED=0 go build -trimpath -o bin/ ./test/bench ./test/bench/raw
-	@bin/sandbox exec -- bin/bench -only '$(BENCH)' -rounds $(or $(ROUNDS),5)
+	@CGO_ENABLED=0 go build -trimpath -o bin/ ./test/measure/bench ./test/measure/bench/raw
+	@bin/sandbox exec -- bin/bench -only '$(BENCH)' -rounds $(or $(ROUNDS),5) -old '$(OLD)' -json '$(JSON)'
 
 .PHONY: cover
 cover: build ## the tests' coverage, as coverage.html
@@ -65,6 +65,10 @@ chart: ## build the page's chart library again, with Node.js; its result is chec
 .PHONY: redrive
 redrive: ## send dead letters back: URL=http://localhost:8080, ID=… for one of them
 	@curl -sS --fail-with-body -X POST --get $(if $(ID),--data-urlencode 'id=$(ID)') $(or $(URL),http://localhost:8080)/dead-letters/redrive
+
+.PHONY: discard
+discard: ## discard dead letters for good: URL=http://localhost:8080, ID=… for one of them
+	@curl -sS --fail-with-body -X DELETE --get $(if $(ID),--data-urlencode 'id=$(ID)') $(or $(URL),http://localhost:8080)/dead-letters
 
 .PHONY: test-page
 test-page: build ## the page in a headless Chromium; PICTURES=folder keeps what it sees
@@ -98,12 +102,12 @@ chaos: build ## events while everything is killed, restarted and cut: SEED=1 EVE
 
 .PHONY: scaling
 scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts,… VARIANTS=… REPEAT=3 PICTURES=folder JSON=file BUDGET=1
-	@cd test && go run ./scaling $(if $(LOADS),-loads $(LOADS)) $(if $(VARIANTS),-variants $(VARIANTS)) $(if $(REPEAT),-repeat $(REPEAT)) \
+	@cd test && go run ./measure/scaling $(if $(LOADS),-loads $(LOADS)) $(if $(VARIANTS),-variants $(VARIANTS)) $(if $(REPEAT),-repeat $(REPEAT)) \
 		$(if $(PICTURES),-pictures $(abspath $(PICTURES))) $(if $(JSON),-json $(abspath $(JSON))) $(if $(BUDGET),-budget) $(if $(COMPARE),-compare $(abspath $(COMPARE)))
 
 .PHONY: plan
 plan: ## predict waits, Jobs and cost: RATE=0.2 or BURSTS=5@0s,5@8s WORK=20s MAX=10 POLL=2 (docs/planning.md)
-	@cd test && go run ./plan $(foreach v,RATE FOR BURSTS WORK MAX POLL SEED START STARTS LAG END,$(if $($v),-$(shell echo $v | tr A-Z a-z) '$($v)')) $(if $(CHECK),-check $(abspath $(CHECK)))
+	@cd test && go run ./measure/plan $(foreach v,RATE FOR BURSTS WORK MAX POLL SEED START STARTS LAG END,$(if $($v),-$(shell echo $v | tr A-Z a-z) '$($v)')) $(if $(CHECK),-check $(abspath $(CHECK)))
 
 .PHONY: conformance
 conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA: minutes) SEED=1 STATES=4000

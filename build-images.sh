@@ -18,6 +18,7 @@ VERSION='1.0'         # the images' tag
 #   PLATFORMS  what the images run on, e.g. linux/amd64,linux/arm64
 #              (the Docker engine's own platform when it is not set)
 #   GOPROXY    where the build gets Go modules from
+#   BASE       the image under the workers, when they need programs (docs/your-own-worker.md)
 
 set -euo pipefail
 
@@ -115,8 +116,10 @@ read_digest() {
 # An empty PLATFORM is the engine's own.
 build_and_push() {
   local service=$1 platform=$2 reference=$3
+  local base=${BASE:-}
+  [ "$service" != complex-app ] || base='' # it needs none
   say "building $reference${platform:+ for $platform}"
-  run "building $service" docker buildx build --load --progress plain ${platform:+--platform "$platform"} \
+  run "building $service" docker buildx build --load --progress plain ${platform:+--platform "$platform"} ${base:+--build-arg "BASE=$base"} \
     --build-arg "SERVICE=$service" --build-arg "VERSION=$VERSION" --build-arg GOPROXY --tag "$reference" "$HERE/services"
   say "pushing $reference"
   run "pushing $reference" docker push "$reference"

@@ -4,8 +4,6 @@ import (
 	"log/slog"
 	"net/http"
 	"time"
-
-	"github.com/go-chi/chi/v5"
 )
 
 const (
@@ -26,13 +24,13 @@ func newServer(h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// adminRouter serves the metrics and the API's health. They have a port of their own,
-// which no Service names, because they are for the cluster and not for clients. It
-// answers as long as the process lives, also while requests in flight end.
-func adminRouter(metrics, api http.Handler) http.Handler {
-	r := chi.NewRouter()
-	r.Method(http.MethodGet, "/metrics", metrics)
-	r.Method(http.MethodGet, "/healthz", api)
-	r.Method(http.MethodGet, "/readyz", api)
-	return r
+// newAdminRouter serves the API's health, and main adds the metrics. They have a port of
+// their own, which no Service names, because they are for the cluster and not for clients.
+// It answers as long as the process lives, also while requests in flight end.
+func newAdminRouter(api http.Handler) *http.ServeMux {
+	// not chi's router: the API's would take its routes for part of their own
+	mux := http.NewServeMux()
+	mux.Handle("GET /healthz", api)
+	mux.Handle("GET /readyz", api)
+	return mux
 }

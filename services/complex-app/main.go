@@ -79,18 +79,16 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	}
 
 	publisher := queue.NewPublisher(s.RabbitMQ, "complex-app", s.ConfirmTimeout, log)
-	deadLetters := queue.DeadLetterQueue{Config: s.RabbitMQ}
+	deadLetters := queue.NewDeadLetters(s.RabbitMQ, "complex-app's dead letters")
 	var (
 		events      eventPublisher = publisher
 		middlewares []func(http.Handler) http.Handler
-		metrics     http.Handler = http.NotFoundHandler()
 	)
 	registry := observe.NewRegistry()                                            // optional: observe
 	events = observe.NewPublisher(publisher, s.RabbitMQ.Queue, registry, traces) // optional: observe
 	middlewares = append(middlewares, observe.HTTP(registry, traces))            // optional: observe
 	observe.Ready(registry, publisher.Ready, store.Ping)                         // optional: observe
 	observe.Records(registry, store, log)                                        // optional: observe
-	metrics = observe.Handler(registry)                                          // optional: observe
 	router := api.New(events, store, deadLetters, log, middlewares...)
 	counter := &queue.Counter{Config: s.RabbitMQ, Name: "complex-app's page"} // optional: page
 	view := page.New(publisher, counter, store, deadLetters, log)             // optional: page
@@ -103,7 +101,9 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	running.Go(func() { createIndexes(background, store, log) })
 	running.Go(func() { view.Run(background) }) // optional: page
 
-	server, admin := newServer(router, log), newServer(adminRouter(metrics, router), log)
+	adminRoutes := newAdminRouter(router)
+	adminRoutes.Handle("GET /metrics", observe.Handler(registry)) // optional: observe
+	server, admin := newServer(router, log), newServer(adminRoutes, log)
 	failed := make(chan error, 2)
 	go func() { failed <- server.Serve(listener) }()
 	if adminListener != nil {
@@ -125,7 +125,12 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	}{
 		{"finish the requests in flight", s.ShutdownTimeout, server.Shutdown},
 		{"close the connections that remain", 0, func(context.Context) error { return server.Close() }},
-		{"end what runs beside them, and RabbitMQ's connections", 0, func(context.Context) error { stopBackground(); running.Wait(); return nil }},
+		{"end what runs beside them, and RabbitMQ's connections", 0, func(context.Context) error {
+			stopBackground()
+			running.Wait()
+			deadLetters.Close()
+			return nil
+		}},
 		{"close MongoDB's connections", mongoCloseTimeout, store.Close},
 		{"end the health checks and metrics", 0, func(context.Context) error { return admin.Close() }},
 		{"deliver the traces", 0, func(context.Context) error { traces.Stop(); return nil }},

@@ -111,6 +111,7 @@ func TestMetricsAndHealthOnTheAdminPort(t *testing.T) {
 	require.NoError(t, err)
 	for _, line := range []string{
 		`http_server_request_duration_seconds_count{error_type="",http_request_method="POST",http_response_status_code="202",http_route="/send"} 1`,
+		`http_server_request_duration_seconds_count{error_type="",http_request_method="GET",http_response_status_code="200",http_route="/healthz"} 2`,
 		`keda_p2_dependency_ready{dependency="MongoDB"} 1`, `keda_p2_dependency_ready{dependency="RabbitMQ"} 1`,
 		`keda_p2_publish_in_flight 0`, `keda_p2_record_total_seconds_count 0`,
 	} {

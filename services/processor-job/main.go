@@ -87,7 +87,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	}()
 
 	p := processor{store: store, work: s.work, job: s.PodName, workTimeout: s.WorkTimeout, retryTimeout: s.RetryTimeout, log: log}
-	process := p.process
+	var process func(context.Context, delivery, time.Time) outcome = p.process
 	process = traced(p, traces, s.RabbitMQ.Queue, s.MongoDB.Collection) // optional: trace.go
 	working, cancel := workingContext(ctx, s.StopGrace, consumer)
 	defer cancel()

@@ -162,7 +162,9 @@ func TestProcess(t *testing.T) {
 				require.Len(t, r.Runs, i+1)
 			}
 			if last := c.attempts[len(c.attempts)-1]; last.dead > 0 {
-				dead, err := queue.DeadLetterQueue{Config: q}.List(t.Context(), 1)
+				deadLetters := queue.NewDeadLetters(q, t.Name())
+				t.Cleanup(deadLetters.Close)
+				dead, err := deadLetters.List(t.Context(), 1)
 				require.NoError(t, err)
 				require.Equal(t, last.error, dead[0].Reason)
 				require.Equal(t, len(c.attempts), dead[0].Attempts)

@@ -57,7 +57,8 @@ func TestJudge(t *testing.T) {
 		return records.Record{ID: id, Name: name, Content: content, Status: status}
 	}
 	done := record("id-a", "a", "x", records.Done)
-	letter := queue.DeadLetter{ID: "id-a"}
+	letter := queue.DeadLetter{ID: "id-a", Reason: "delivered 5 times and never acknowledged"}
+	byWorker := queue.DeadLetter{ID: "id-a", Reason: "boom"}
 	for name, c := range map[string]struct {
 		stored []records.Record
 		dead   []queue.DeadLetter
@@ -66,6 +67,9 @@ func TestJudge(t *testing.T) {
 		"done":                        {stored: []records.Record{done}, want: verdict{done: 1}},
 		"dead":                        {dead: []queue.DeadLetter{letter}, want: verdict{dead: 1}},
 		"dead while it was processed": {stored: []records.Record{record("id-a", "a", "x", records.Processing)}, dead: []queue.DeadLetter{letter}, want: verdict{dead: 1}},
+		"failed for good":             {stored: []records.Record{record("id-a", "a", "x", records.Failed)}, dead: []queue.DeadLetter{byWorker}, want: verdict{dead: 1}},
+		"failed, and nobody knows":    {stored: []records.Record{record("id-a", "a", "x", records.Processing)}, dead: []queue.DeadLetter{byWorker}, want: verdict{dead: 1, wrong: []string{"id-a"}}},
+		"failed, and no dead letter":  {stored: []records.Record{record("id-a", "a", "x", records.Failed)}, want: verdict{lost: []string{"id-a"}, wrong: []string{"id-a"}}},
 		"done and dead":               {stored: []records.Record{done}, dead: []queue.DeadLetter{letter}, want: verdict{done: 1, both: 1}},
 		"neither":                     {want: verdict{lost: []string{"id-a"}}},
 		"never done":                  {stored: []records.Record{record("id-a", "a", "x", records.Processing)}, want: verdict{lost: []string{"id-a"}}},

@@ -21,7 +21,7 @@ type verdict struct {
 
 	lost    []string // accepted, and neither
 	doubled []string // more than one record
-	wrong   []string // a record with another name or content
+	wrong   []string // a record with another name or content, or in another state than its message
 	foreign []string // a record, or a dead letter, of an event that was never sent
 }
 
@@ -40,12 +40,15 @@ func judge(all []sent, stored []records.Record, dead []queue.DeadLetter) verdict
 		}
 		byID[id] = append(byID[id], r)
 	}
-	letters := map[string]bool{}
+	letters, byRabbitMQ := map[string]bool{}, map[string]bool{}
 	for _, d := range dead {
 		if _, known := byID[d.ID]; !known {
 			v.foreign = append(v.foreign, d.ID)
 		}
 		letters[d.ID] = true
+		if strings.HasPrefix(d.Reason, "delivered ") {
+			byRabbitMQ[d.ID] = true // its worker died, and could not say so in the record
+		}
 	}
 	for _, e := range all {
 		mine := byID[e.ID]
@@ -53,7 +56,10 @@ func judge(all []sent, stored []records.Record, dead []queue.DeadLetter) verdict
 		if len(mine) > 1 {
 			v.doubled = append(v.doubled, e.ID)
 		}
-		if slices.ContainsFunc(mine, func(r records.Record) bool { return r.Name != e.Name || r.Content != e.Content }) {
+		if slices.ContainsFunc(mine, func(r records.Record) bool {
+			givenUp := letters[e.ID] && !byRabbitMQ[e.ID] && r.Status != records.Failed && r.Status != records.Done
+			return r.Name != e.Name || r.Content != e.Content || givenUp || r.Status == records.Failed && !letters[e.ID]
+		}) {
 			v.wrong = append(v.wrong, e.ID)
 		}
 		switch {
@@ -76,7 +82,7 @@ func (v verdict) err() error {
 	if len(v.offenders()) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d events lost, %d doubled, %d with another content, %d never sent", len(v.lost), len(v.doubled), len(v.wrong), len(v.foreign))
+	return fmt.Errorf("%d events lost, %d doubled, %d with another content or state, %d never sent", len(v.lost), len(v.doubled), len(v.wrong), len(v.foreign))
 }
 
 // offenders are the ids that err is about.

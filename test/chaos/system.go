@@ -50,7 +50,13 @@ const (
 	grace     = 30 * time.Second // from SIGTERM to SIGKILL
 	upTimeout = time.Minute
 	firstLife = 300 * time.Millisecond // of a Job, until it is measured
-	maxJobs   = 16                     // at a time keep two cores busy
+	// failureRate is the share of attempts in which the work itself fails: with an
+	// error, for good, or by a panic.
+	failureRate = "0.15"
+	// retryMin is shorter than by default, so that a run does not wait for it.
+	retryMin = "200ms"
+
+	maxJobs = 16 // at a time keep two cores busy
 )
 
 // system is what runs, all of it in one temporary folder.
@@ -112,6 +118,7 @@ func (s *system) start(ctx context.Context, deploy string, say func(string)) err
 	s.appEnv = maps.Clone(job.Env)
 	s.appEnv["HTTP_ADDR"] = net.JoinHostPort("127.0.0.1", strconv.Itoa(appPort))
 	s.appEnv["ADMIN_ADDR"] = "127.0.0.1:0"
+	s.appEnv["RABBITMQ_RETRY_MIN"] = retryMin
 	if err := s.startProxies(); err != nil {
 		return err
 	}
@@ -125,7 +132,7 @@ func (s *system) start(ctx context.Context, deploy string, say func(string)) err
 	job.Interval, job.ProbePeriod = 200*time.Millisecond, 100*time.Millisecond
 	job.Strategy.MaxReplicas = maxJobs
 	job.SuccessfulHistory, job.FailedHistory = math.MaxInt, math.MaxInt // their logs are the trail
-	env := map[string]string{"CLAIM_TIMEOUT": "1s"}
+	env := map[string]string{"CLAIM_TIMEOUT": "1s", "RABBITMQ_RETRY_MIN": retryMin}
 	s.connect(env, scalerToRabbitMQ, jobsToMongoDB)
 	s.scaler, err = scaler.New(scaler.Config{
 		Job: job, Processor: filepath.Join(s.bin, "processor-job"), Env: env, Dir: dirs["jobs"],
@@ -201,7 +208,11 @@ func (s *system) startJob(cmd *exec.Cmd, log string) (*process.Process, error) {
 	s.started++
 	// KEDA and the Jobs have a proxy each; of two values the last one counts
 	_, port, _ := net.SplitHostPort(s.proxies[jobsToRabbitMQ].Listen)
-	cmd.Env = append(cmd.Env, "RABBITMQ_PORT="+port, "PROCESSING_TIME="+fate.work.String())
+	rate := failureRate
+	if s.calm.Load() {
+		rate = "0" // what is redriven succeeds
+	}
+	cmd.Env = append(cmd.Env, "RABBITMQ_PORT="+port, "PROCESSING_TIME="+fate.work.String(), "FAILURE_RATE="+rate)
 	began := time.Now()
 	p, err := process.Start(cmd, log)
 	if err != nil {

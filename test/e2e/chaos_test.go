@@ -64,7 +64,7 @@ func chaos(t *testing.T, c cluster) {
 	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("SEED"), "1"), 10, 64)
 	require.NoError(t, err, "SEED")
 	// PROCESSING_TIME: short, but a Job is still at work when a slow kubectl stops it
-	edit(t, c.scaledJob(), "value: 20s\n", "value: 8s\n")
+	edit(t, c.scaledJob(), "value: 40s\n", "value: 8s\n")
 	c.Run(t, "kubectl", "apply", "-f", c.scaledJob())
 	jobsBefore, err := c.jobs(t.Context())
 	require.NoError(t, err)

@@ -38,12 +38,14 @@ func TestFailures(t *testing.T) {
 	})
 }
 
-// countable deploys the application, and has KEDA keep all finished Jobs, so
-// that they can be counted.
+// countable deploys the application with work that is long enough for a Job to be
+// stopped at it on a busy machine, and has KEDA keep all finished Jobs, so that they
+// can be counted.
 func countable(t *testing.T, c cluster) {
 	for _, kind := range []string{"successful", "failed"} {
 		edit(t, c.scaledJob(), kind+"JobsHistoryLimit: 5", kind+"JobsHistoryLimit: 500")
 	}
+	edit(t, c.scaledJob(), "value: 20s\n", "value: 40s\n")
 	application(t, c)
 	c.startClient(t)
 }
@@ -168,9 +170,9 @@ func (c cluster) exhaust(t *testing.T, pod string) {
 		"command":["sh","-c","head -c 60M /dev/zero >/dev/shm/hog"],
 		"securityContext":{"runAsUser":65532}}]}}`)
 	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) {
-		out, err := c.Try(t.Context(), "", "kubectl", "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason}")
+		out, err := c.Try(t.Context(), "", "kubectl", "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].state.terminated['reason','exitCode']}")
 		require.NoError(collect, err)
-		require.Equal(collect, "OOMKilled", out)
+		require.Equal(collect, "OOMKilled 137", out)
 	})
 }
 

@@ -56,7 +56,7 @@ func scaleIn(t *testing.T, c cluster) {
 	require.Zero(t, r.Twice)
 }
 
-// measured is what test/scaling writes of a load.
+// measured is what test/measure/scaling writes of a load.
 type measured struct{ Messages, Pods, Empty, Lost, Twice, Interrupted int }
 
 func (c cluster) measure(t *testing.T, args ...string) []measured {
@@ -64,7 +64,7 @@ func (c cluster) measure(t *testing.T, args ...string) []measured {
 	results := filepath.Join(t.TempDir(), "results")
 	here := c.Shell
 	here.Dir = "." // go run wants to be in the module
-	t.Logf("\n%s", here.Run(t, "go", append([]string{"run", "../scaling", "-json", results}, args...)...))
+	t.Logf("\n%s", here.Run(t, "go", append([]string{"run", "../measure/scaling", "-json", results}, args...)...))
 	file, err := os.Open(results)
 	require.NoError(t, err)
 	defer file.Close()

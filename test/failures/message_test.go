@@ -82,7 +82,9 @@ func TestBadMessages(t *testing.T) {
 			requireQueues(t, q, 0, 1)
 			require.Empty(t, all(t, db))
 
-			dead, err := queue.DeadLetterQueue{Config: q}.List(t.Context(), 10)
+			deadLetters := queue.NewDeadLetters(q, t.Name())
+			t.Cleanup(deadLetters.Close)
+			dead, err := deadLetters.List(t.Context(), 10)
 			require.NoError(t, err)
 			require.Len(t, dead, 1)
 			require.Equal(t, c.m.MessageId, dead[0].ID)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"keda-p2/services/contract"
@@ -347,7 +348,8 @@ func TestRabbitMQStopsReading(t *testing.T) {
 	for i := range 400 { // 24 MB, where a connection of this machine has some 10
 		wait.Go(func() {
 			a, err := app.send(t.Context(), fmt.Sprint("id-", i), "name", big)
-			if err != nil || a.status != http.StatusServiceUnavailable || a.id == "" {
+			busy := strings.Contains(a.detail, "too many requests") // it was not even read
+			if err != nil || a.status != http.StatusServiceUnavailable || a.id == "" && !busy {
 				t.Errorf("%+v %v, not 503 with an id", a, err)
 			}
 			slowest.note(a.took)
@@ -370,9 +372,15 @@ func TestTheQueueIsDeletedWhileTheServiceRuns(t *testing.T) {
 		_, err := ch.QueueDelete(name, false, false, false)
 		require.NoError(t, err)
 	}
-	a := app.mustSend(t, "the-event", http.StatusServiceUnavailable)
-	require.Contains(t, a.detail, "was not accepted")
-	app.sendUntilAccepted(t, "the-event")
+	// The first one is refused, unless the page has looked meanwhile: its connection,
+	// too, declares the queues when they are gone.
+	a, err := app.send(t.Context(), "the-event", "name", "content")
+	require.NoError(t, err)
+	if a.status != http.StatusAccepted {
+		require.Equal(t, http.StatusServiceUnavailable, a.status)
+		require.Contains(t, a.detail, "was not accepted")
+		app.sendUntilAccepted(t, "the-event")
+	}
 	requireQueues(t, q, 1, 0)
 	require.Equal(t, map[string]int{"the-event": 1}, drain(t, q))
 
@@ -396,6 +404,55 @@ func TestTheQueueIsDeletedWhileTheServiceRuns(t *testing.T) {
 			require.Contains(t, found, id)
 			return true
 		})
+	}
+}
+
+// How to change over from a queue that an earlier version has declared, as
+// docs/failures.md says: nothing is sent meanwhile, the earlier version's workers empty
+// the queue, it is deleted if it is empty, and the new version declares it.
+func TestTheQueueOfAnEarlierVersion(t *testing.T) {
+	t.Parallel()
+	q, db := contracttest.RabbitMQ(t), contracttest.MongoDB(t)
+	ch := contracttest.Channel(t, q)
+	for name, arguments := range map[string]amqp.Table{ // without the delayed retry
+		q.DeadQueue(): {amqp.QueueTypeArg: amqp.QueueTypeQuorum, "x-delivery-limit": 1_000_000_000},
+		q.Queue: {amqp.QueueTypeArg: amqp.QueueTypeQuorum, "x-delivery-limit": 4, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": q.DeadQueue(),
+			"x-dead-letter-strategy": "at-least-once", amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish},
+	} {
+		_, err := ch.QueueDeclare(name, true, false, false, false, arguments)
+		require.NoError(t, err)
+	}
+	publish(t, q, event("old-1"), event("old-2"))
+
+	app := startApp(t, q, db)
+	app.mustSend(t, "", http.StatusServiceUnavailable)
+	eventually(t, func() bool { return app.logged("the queue exists with other arguments") }, "the log says so")
+	require.Equal(t, 1, startJob(t, "job", q, db).exit(t), "and no message is touched")
+
+	deleteEmpty := func() error {
+		deleting := contracttest.Channel(t, q) // an error closes it
+		_, err := deleting.QueueDelete(q.Queue, false, true, false)
+		return err
+	}
+	require.ErrorContains(t, deleteEmpty(), "not empty", "nothing is lost by mistake")
+	store, err := records.Open(db, t.Name())
+	require.NoError(t, err)
+	defer store.Close(t.Context())
+	for range 2 { // as the earlier version's workers do
+		d, ok, err := ch.Get(q.Queue, false)
+		require.NoError(t, err)
+		require.True(t, ok)
+		require.NoError(t, store.Begin(t.Context(), contract.Message{ID: d.MessageId, Event: contract.Event{Name: "a"}}, records.Run{Job: "old", Attempt: 1}))
+		require.NoError(t, store.Finish(t.Context(), d.MessageId))
+		require.NoError(t, d.Ack(false))
+	}
+	eventually(t, func() bool { return deleteEmpty() == nil }, "the queue is empty")
+	app.sendUntilAccepted(t, "after")
+	require.Zero(t, startJob(t, "job", q, db).exit(t))
+	found := all(t, db)
+	require.Len(t, found, 3)
+	for _, r := range found {
+		require.Equal(t, records.Done, r.Status)
 	}
 }
 

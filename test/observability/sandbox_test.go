@@ -21,9 +21,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"keda-p2/services/telemetry/telemetrytest"
 	"keda-p2/services/sandbox/freeport"
 	"keda-p2/services/sandbox/process"
+	"keda-p2/services/telemetry/telemetrytest"
 )
 
 const (
@@ -117,6 +117,7 @@ func TestTheSandboxInPrometheusAndATracesReceiver(t *testing.T) {
 		prometheus.eventually(t, `count(keda_p2_record_total_seconds_count == 3) == 2`)
 		prometheus.eventually(t, `sum(http_server_request_duration_seconds_count{http_route="/send", http_response_status_code="202"}) == 3`)
 	})
+	t.Run("exemplars", func(t *testing.T) { requireExemplars(t, prometheus, collector) })
 	t.Run("dashboard", func(t *testing.T) {
 		for _, p := range dashboard(t) {
 			for _, target := range p.Targets {
@@ -151,14 +152,14 @@ func requireTraces(t *testing.T, collector *telemetrytest.Receiver) {
 		}
 		whole := 0
 		for _, spans := range byTrace {
-			if slices.ContainsFunc(spans, func(s telemetrytest.Span) bool { return s.Name == "ack task_queue" }) && len(spans) == 11 {
+			if slices.ContainsFunc(spans, func(s telemetrytest.Span) bool { return s.Name == "ack task_queue" }) && len(spans) == 8 {
 				whole++
 			}
 		}
 		return whole == 3
 	}, "three whole traces")
 	for _, spans := range byTrace {
-		if len(spans) != 11 {
+		if len(spans) != 8 {
 			continue // of the request without a name, or of the nonsense
 		}
 		named := func(name string) telemetrytest.Span { return telemetrytest.Named(t, spans, name) }
@@ -169,13 +170,31 @@ func requireTraces(t *testing.T, collector *telemetrytest.Receiver) {
 		}
 		require.Empty(t, named("POST /send").ParentSpanId)
 		under("POST /send", "send task_queue")
-		under("send task_queue", "confirm", "wait in task_queue", "process task_queue")
-		under("process task_queue", "start", "receive task_queue", "store record", "work", "finish record", "ack task_queue")
+		under("send task_queue", "process task_queue")
+		under("process task_queue", "receive task_queue", "store record", "work", "finish record", "ack task_queue")
 		require.Equal(t, "complex-app", named("send task_queue").Resource["service.name"])
 		require.Equal(t, "processor-job", named("process task_queue").Resource["service.name"])
 		require.GreaterOrEqual(t, named("work").End().Sub(named("work").Start()), 2*time.Second)
-		require.False(t, named("store record").Start().Before(named("wait in task_queue").End()))
+		require.False(t, named("store record").Start().Before(named("receive task_queue").End()))
 	}
+}
+
+// requireExemplars waits until Prometheus has the trace's id of a request that was
+// accepted.
+func requireExemplars(t *testing.T, p prometheus, collector *telemetrytest.Receiver) {
+	query := url.Values{"query": {`http_server_request_duration_seconds_bucket{http_response_status_code="202"}`},
+		"start": {fmt.Sprint(time.Now().Add(-time.Hour).Unix())}, "end": {fmt.Sprint(time.Now().Add(time.Hour).Unix())}}
+	eventually(t, func() bool {
+		var answer struct {
+			Data []struct {
+				Exemplars []struct{ Labels map[string]string }
+			}
+		}
+		p.get(t, "/api/v1/query_exemplars", query, &answer)
+		return len(answer.Data) > 0 && slices.ContainsFunc(collector.Spans(), func(s telemetrytest.Span) bool {
+			return s.Name == "POST /send" && telemetrytest.Hex(s.TraceId) == answer.Data[0].Exemplars[0].Labels["trace_id"]
+		})
+	}, "an exemplar that names a trace")
 }
 
 // requireAlerts checks that Prometheus evaluates every rule, that all the numbers
@@ -219,7 +238,7 @@ func startPrometheus(t *testing.T, targets []string) prometheus {
 	require.NoError(t, os.WriteFile(file, []byte(config.String()), 0o600))
 	promtool(t, dir, "", "check", "config", file)
 	addr := port(t)
-	start(t, nil, "prometheus", "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+addr)
+	start(t, nil, "prometheus", "--enable-feature=exemplar-storage", "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+addr)
 	p := prometheus("http://" + addr)
 	eventually(t, func() bool {
 		response, err := http.Get(string(p) + "/-/ready")

@@ -75,16 +75,14 @@ func TestOptionalPartsCanBeDeleted(t *testing.T) {
 		"complex-app":   {"observe", "page"},
 		"processor-job": {"trace.go"},
 	} {
-		for _, without := range append(parts, strings.Join(parts, " ")) {
+		if len(parts) > 1 {
+			parts = append(parts, strings.Join(parts, " "))
+		}
+		for _, without := range parts {
 			t.Run(service+" without "+without, func(t *testing.T) {
 				t.Parallel()
 				dir := t.TempDir()
 				require.NoError(t, os.CopyFS(dir, os.DirFS(services)))
-				tests, err := filepath.Glob(filepath.Join(dir, service, "*_test.go"))
-				require.NoError(t, err)
-				for _, test := range tests {
-					require.NoError(t, os.Remove(test)) // they test the whole
-				}
 				main := filepath.Join(dir, service, "main.go")
 				code, err := os.ReadFile(main)
 				require.NoError(t, err)
@@ -98,8 +96,7 @@ func TestOptionalPartsCanBeDeleted(t *testing.T) {
 					})
 				}
 				require.NoError(t, os.WriteFile(main, code, 0o600))
-				// vet compiles it without linking; the flags are make build's, for its cache
-				build := exec.Command("go", "vet", "-trimpath", ".")
+				build := exec.Command("go", "build", "-trimpath", "-o", os.DevNull, ".") // as make build, for its cache
 				build.Dir, build.Env = filepath.Join(dir, service), append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0")
 				out, err := build.CombinedOutput()
 				require.NoError(t, err, "%s", out)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
+	"golang.org/x/sync/singleflight"
 
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
@@ -30,12 +31,14 @@ type store interface {
 type deadLetters interface {
 	List(ctx context.Context, limit int) ([]queue.DeadLetter, error)
 	Redrive(ctx context.Context, id string) (int, error)
+	Discard(ctx context.Context, id string) (int, error)
 }
 
 type api struct {
 	publisher         publisher
 	store             store
 	dead              deadLetters
+	looks             singleflight.Group // at the dead letters
 	log               *slog.Logger
 	rabbitMQ, mongoDB *outage
 }
@@ -62,10 +65,11 @@ func New(p publisher, s store, d deadLetters, log *slog.Logger, middlewares ...f
 	r := chi.NewRouter()
 	r.Use(middlewares...)
 	r.Use(middleware.GetHead, sameOrigin.Handler)
-	r.With(a.throttle(maxSends)).Post("/send", a.answer(a.handleSend))
-	r.With(a.throttle(maxBatches)).Post("/send/batch", a.answer(a.handleSendBatch))
-	r.With(a.throttle(maxReaders)).Get("/data", a.answer(a.handleData))
+	r.With(throttle(maxSends)).Post("/send", a.answer(a.handleSend))
+	r.With(throttle(maxBatches)).Post("/send/batch", a.answer(a.handleSendBatch))
+	r.With(throttle(maxReaders)).Get("/data", a.answer(a.handleData))
 	r.Get("/dead-letters", a.answer(a.handleDeadLetters))
+	r.Delete("/dead-letters", a.answer(a.handleDiscard))
 	r.Post("/dead-letters/redrive", a.answer(a.handleRedrive))
 	r.Get("/healthz", a.answer(a.handleHealthz))
 	r.Get("/readyz", a.answer(a.handleReadyz))

@@ -45,7 +45,7 @@ type (
 )
 
 // handleSendBatch publishes many events: POST /send/batch with one JSON object per line.
-// It answers when RabbitMQ has confirmed all valid lines, with 202 only when that are all
+// It answers when RabbitMQ has confirmed all valid lines, and 202 means that these are all
 // lines. With an Idempotency-Key k line n has the id k-n, so the same batch may be sent
 // again after any failure.
 func (a *api) handleSendBatch(w http.ResponseWriter, r *http.Request) error {

@@ -2,9 +2,13 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
+
+	"keda-p2/services/contract/queue"
 )
 
 const (
@@ -15,16 +19,17 @@ const (
 	deadLetterTimeout = time.Minute
 )
 
-// handleDeadLetters answers with the dead letters, the oldest first, and leaves them in their
-// queue: GET /dead-letters.
+// handleDeadLetters answers with the dead letters, the oldest first, and leaves them in
+// their queue: GET /dead-letters. Requests that come during a look share its result.
 func (a *api) handleDeadLetters(w http.ResponseWriter, r *http.Request) error {
-	ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), deadLetterTimeout)
 	defer cancel()
-	dead, err := a.dead.List(ctx, maxDeadLetters)
+	shared, err, _ := a.looks.Do("", func() (any, error) { return a.dead.List(ctx, maxDeadLetters) })
 	a.rabbitMQ.note(r.Context(), err)
 	if err != nil {
 		return fmt.Errorf("list dead letters: %w", err)
 	}
+	dead := slices.Clone(shared.([]queue.DeadLetter))
 	// RabbitMQ does not know which Job had a message last; its record does. Without
 	// MongoDB the dead letters are shown all the same.
 	var ids []string
@@ -45,26 +50,37 @@ func (a *api) handleDeadLetters(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, jsonType, dead)
 }
 
-// redriven is the answer to a redrive.
-type redriven struct {
-	Redriven int `json:"redriven"`
-}
-
-// handleRedrive sends all dead letters back to the queue, or the one that is named in the
+// handleRedrive sends all dead letters back to the queue, or the one with the id in the
 // query or in a form: POST /dead-letters/redrive?id=….
 func (a *api) handleRedrive(w http.ResponseWriter, r *http.Request) error {
+	return a.removeDead(w, r, a.dead.Redrive, "redriven", "sent back")
+}
+
+// handleDiscard removes all dead letters, or the one with the id:
+// DELETE /dead-letters?id=….
+func (a *api) handleDiscard(w http.ResponseWriter, r *http.Request) error {
+	return a.removeDead(w, r, a.dead.Discard, "discarded", "discarded")
+}
+
+// removeDead answers with how many it removed, also when it was cut short.
+func (a *api) removeDead(w http.ResponseWriter, r *http.Request, remove func(context.Context, string) (int, error), member, verb string) error {
 	id, err := whichDead(w, r)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
 	defer cancel()
-	n, err := a.dead.Redrive(ctx, id)
+	n, err := remove(ctx, id)
 	a.rabbitMQ.note(r.Context(), err)
-	if err != nil {
-		return fmt.Errorf("redrive: %w", err)
+	switch {
+	case errors.Is(err, queue.ErrNoDeadLetter):
+		return err
+	case err != nil:
+		p := newProblem(err)
+		p.Detail, p.Done = fmt.Sprintf("%d dead letters were %s; then %s", n, verb, p.Detail), &n
+		return fmt.Errorf("%w: %w", p, err)
 	}
-	return writeJSON(w, http.StatusOK, jsonType, redriven{n})
+	return writeJSON(w, http.StatusOK, jsonType, map[string]int{member: n})
 }
 
 // whichDead returns the id of the one dead letter that is meant, or "" for all.

@@ -1,8 +1,10 @@
 package api_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -68,6 +70,71 @@ func TestRedrive(t *testing.T) {
 	requireProblem(t, request(t, http.MethodGet, url, "", ""), http.StatusMethodNotAllowed, "Allow")
 	d.err = fmt.Errorf("%w: a", queue.ErrNoDeadLetter)
 	requireProblem(t, request(t, http.MethodPost, url+"?id=a", "", ""), http.StatusNotFound, "no dead letter with this id: a")
+}
+
+func TestDiscard(t *testing.T) {
+	t.Parallel()
+	d := &fakeDeadLetters{n: 3}
+	url := serveAll(t, &fakePublisher{}, &fakeStore{}, d) + "/dead-letters"
+	a := request(t, http.MethodDelete, url, "", "")
+	require.Equal(t, http.StatusOK, a.status)
+	require.JSONEq(t, `{"discarded":3}`, a.body)
+	require.Empty(t, d.id)
+	require.Equal(t, http.StatusOK, request(t, http.MethodDelete, url+"?id=a%26b", "", "").status)
+	require.Equal(t, "a&b", d.id)
+
+	requireProblem(t, request(t, http.MethodDelete, url+"?id=", "", ""), http.StatusBadRequest, "id is empty")
+	requireProblem(t, request(t, http.MethodDelete, url+"?ids=1", "", ""), http.StatusBadRequest, `unknown field "ids"`)
+	requireProblem(t, request(t, http.MethodDelete, url, "", "", "Sec-Fetch-Site", "cross-site"), http.StatusForbidden, "another site")
+	a = request(t, http.MethodPut, url, "", "")
+	requireProblem(t, a, http.StatusMethodNotAllowed, "Allow")
+	require.Equal(t, []string{"GET", "DELETE", "HEAD"}, a.header.Values("Allow"))
+	d.err = fmt.Errorf("%w: a", queue.ErrNoDeadLetter)
+	requireProblem(t, request(t, http.MethodDelete, url+"?id=a", "", ""), http.StatusNotFound, "no dead letter with this id: a")
+}
+
+func TestDeadLettersThatAreCutShort(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		err  error
+		then string
+	}{
+		"the time was up":      {fmt.Errorf("%w: %w", queue.ErrCutShort, context.DeadlineExceeded), "the time was up"},
+		"RabbitMQ went away":   {fmt.Errorf("%w: %w", queue.ErrUnavailable, errAway), "RabbitMQ is not available"},
+		"others were at them":  {fmt.Errorf("%w: others look at them", queue.ErrCutShort), "the time was up"},
+		"both, in this order ": {fmt.Errorf("%w: %w", queue.ErrUnavailable, queue.ErrCutShort), "the time was up"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := serveAll(t, &fakePublisher{}, &fakeStore{}, &fakeDeadLetters{n: 12, err: c.err}) + "/dead-letters"
+			p := requireProblem(t, request(t, http.MethodPost, url+"/redrive", "", ""), http.StatusServiceUnavailable, "12 dead letters were sent back; then "+c.then)
+			require.EqualValues(t, 12, p["done"])
+			p = requireProblem(t, request(t, http.MethodDelete, url, "", ""), http.StatusServiceUnavailable, "12 dead letters were discarded; then "+c.then)
+			require.EqualValues(t, 12, p["done"])
+			requireProblem(t, request(t, http.MethodGet, url, "", ""), http.StatusServiceUnavailable, c.then)
+		})
+	}
+}
+
+func TestManyWhoListShareOneLook(t *testing.T) {
+	t.Parallel()
+	d := &fakeDeadLetters{dead: []queue.DeadLetter{{ID: "1"}}, wait: make(chan struct{})}
+	url := serveAll(t, &fakePublisher{}, &fakeStore{}, d) + "/dead-letters"
+	var all sync.WaitGroup
+	for range 150 {
+		all.Go(func() {
+			response, err := http.Get(url)
+			if err != nil || response.StatusCode != http.StatusOK {
+				t.Errorf("%v %v", response, err)
+				return
+			}
+			_ = response.Body.Close()
+		})
+	}
+	require.Eventually(t, func() bool { return d.looks.Load() == 1 }, time.Minute, time.Millisecond)
+	close(d.wait)
+	all.Wait()
+	require.Less(t, d.looks.Load(), int64(150))
 }
 
 func TestDeadLettersWithoutRabbitMQ(t *testing.T) {

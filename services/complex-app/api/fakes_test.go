@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -53,17 +54,27 @@ type fakeDeadLetters struct {
 	n     int
 	err   error
 	limit int    // asked of List
-	id    string // asked of Redrive
+	id    string // asked of Redrive and Discard
+	looks atomic.Int64
+	wait  chan struct{} // until which List waits, if there is one
 }
 
 func (d *fakeDeadLetters) List(_ context.Context, limit int) ([]queue.DeadLetter, error) {
 	d.limit = limit
+	d.looks.Add(1)
+	if d.wait != nil {
+		<-d.wait
+	}
 	return d.dead, d.err
 }
 
 func (d *fakeDeadLetters) Redrive(_ context.Context, id string) (int, error) {
 	d.id = id
 	return d.n, d.err
+}
+
+func (d *fakeDeadLetters) Discard(ctx context.Context, id string) (int, error) {
+	return d.Redrive(ctx, id)
 }
 
 func (s *fakeStore) Jobs(context.Context, []string) (map[string]string, error) { return s.jobs, s.ping }

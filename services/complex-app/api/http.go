@@ -55,20 +55,20 @@ func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http
 }
 
 // throttle lets n requests through at a time.
-func (a *api) throttle(n int) func(http.Handler) http.Handler {
+func throttle(n int) func(http.Handler) http.Handler {
 	places := make(chan struct{}, n)
 	return func(next http.Handler) http.Handler {
-		return a.answer(func(w http.ResponseWriter, r *http.Request) error {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			select {
 			case places <- struct{}{}:
 				defer func() { <-places }()
 				next.ServeHTTP(w, r)
-				return nil
+				return
 			case <-time.After(throttleTimeout):
-				return errBusy
 			case <-r.Context().Done():
-				return errBusy
 			}
+			setReadDeadline(w, time.Now().Add(readTimeout)) // the server reads the body before it answers
+			newProblem(errBusy).write(w)
 		})
 	}
 }

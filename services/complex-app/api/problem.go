@@ -19,6 +19,7 @@ type problem struct {
 	Detail  string       `json:"detail"`
 	ID      string       `json:"id,omitempty"`      // the id under which to send the event again
 	Missing []string     `json:"missing,omitempty"` // the servers that are not available
+	Done    *int         `json:"done,omitempty"`    // how many dead letters were removed all the same
 	Batch   *batchAnswer `json:",embed"`            // of a batch that was read
 }
 
@@ -63,6 +64,7 @@ var answers = []struct {
 	{err: queue.ErrNoDeadLetter, status: http.StatusNotFound},
 	{err: errWrongMethod, status: http.StatusMethodNotAllowed},
 	{err: errBusy, status: http.StatusServiceUnavailable},
+	{err: queue.ErrCutShort, status: http.StatusServiceUnavailable, detail: "the time was up, perhaps while others were at the dead letters; ask again"},
 	{err: errStore, status: http.StatusServiceUnavailable, detail: "MongoDB is not available; ask again"},
 	{err: queue.ErrUnavailable, status: http.StatusServiceUnavailable, detail: "RabbitMQ is not available; ask again",
 		unsent: "RabbitMQ is not available and the event was not accepted; send it again"},

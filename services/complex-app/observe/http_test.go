@@ -46,7 +46,7 @@ func named(t *testing.T, spans tracetest.SpanStubs, name string) (found tracetes
 	for _, s := range spans {
 		if s.Name == name {
 			for _, a := range s.Attributes {
-				attributes[a.Key] = a.Value.Emit()
+				attributes[a.Key] = a.Value.String()
 			}
 			return s, attributes
 		}
@@ -68,6 +68,10 @@ func router(t *testing.T, registry *prometheus.Registry, provider trace.TracerPr
 		_, _ = io.WriteString(w, "half of")
 		require.NoError(t, http.NewResponseController(w).Flush())
 		panic(http.ErrAbortHandler)
+	})
+	r.Get("/events", func(w http.ResponseWriter, _ *http.Request) {
+		require.NoError(t, http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Minute)))
+		require.NoError(t, http.NewResponseController(w).Flush())
 	})
 	r.Get("/healthz", func(http.ResponseWriter, *http.Request) {})
 	return r
@@ -125,10 +129,13 @@ func TestASpanForEachRequest(t *testing.T) {
 	t.Cleanup(server.Close)
 	call(t, http.MethodGet, server.URL+"/things/1?content=private", "traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 	call(t, http.MethodPost, server.URL+"/things/1")
+	call(t, http.MethodGet, server.URL+"/cut")
+	call(t, http.MethodGet, server.URL+"/nowhere")
 	call(t, http.MethodGet, server.URL+"/healthz")
+	require.Equal(t, 200, call(t, http.MethodGet, server.URL+"/events"))
 	server.Close() // waits for the handlers
 
-	require.Len(t, spans(), 2, "none for a probe")
+	require.Len(t, spans(), 4, "none for a probe, none for an open page")
 	get, attributes := named(t, spans(), "GET /things/{id}")
 	require.Equal(t, trace.SpanKindServer, get.SpanKind)
 	require.Equal(t, "0af7651916cd43dd8448eb211c80319c", get.SpanContext.TraceID().String(), "the caller's trace goes on")
@@ -139,6 +146,13 @@ func TestASpanForEachRequest(t *testing.T) {
 	post, attributes := named(t, spans(), "POST /things/{id}")
 	require.Equal(t, codes.Error, post.Status.Code)
 	require.Equal(t, "503", attributes["error.type"])
+	cut, attributes := named(t, spans(), "GET /cut")
+	require.Equal(t, codes.Error, cut.Status.Code)
+	require.Equal(t, "aborted", attributes["error.type"])
+	require.Equal(t, "/cut", attributes["http.route"])
+	_, attributes = named(t, spans(), "GET")
+	require.Equal(t, "/nowhere", attributes["url.path"])
+	require.NotContains(t, attributes, attribute.Key("http.route"))
 
 	require.Contains(t, scrape(registry, "application/openmetrics-text"), `# {trace_id="0af7651916cd43dd8448eb211c80319c"}`)
 	require.NotContains(t, shown(registry), "trace_id", "only OpenMetrics has exemplars")

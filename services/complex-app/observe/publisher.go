@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
@@ -25,10 +26,16 @@ type Publisher struct {
 }
 
 // NewPublisher returns p with metrics and traces around it.
-func NewPublisher(p *queue.Publisher, queueName string, r prometheus.Registerer, provider trace.TracerProvider) *Publisher {
+func NewPublisher(p *queue.Publisher, queueName string, registry prometheus.Registerer, provider trace.TracerProvider) *Publisher {
+	metrics := promauto.With(registry)
+	count := func(name, help string, f func() uint64) {
+		metrics.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(f()) })
+	}
+	count("keda_p2_rabbitmq_connects_total", "Connections to RabbitMQ that the publisher has made: all but the first are reconnects.", p.Connects)
+	count("keda_p2_publish_returns_total", "Messages that RabbitMQ returned because there was no queue for them.", p.Returns)
 	o := &Publisher{
 		Publisher: p, queue: queueName, tracer: provider.Tracer("keda-p2/complex-app"),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		duration: metrics.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "messaging_client_operation_duration_seconds",
 			Help: "How long it took to publish a message, until RabbitMQ had confirmed it.",
 			ConstLabels: prometheus.Labels{
@@ -36,16 +43,10 @@ func NewPublisher(p *queue.Publisher, queueName string, r prometheus.Registerer,
 			},
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"error_type"}),
-		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+		inFlight: metrics.NewGauge(prometheus.GaugeOpts{
 			Name: "keda_p2_publish_in_flight", Help: "Messages that are published and not confirmed yet.",
 		}),
 	}
-	count := func(name, help string, f func() uint64) prometheus.Collector {
-		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(f()) })
-	}
-	r.MustRegister(o.duration, o.inFlight,
-		count("keda_p2_rabbitmq_connects_total", "Connections to RabbitMQ that the publisher has made: all but the first are reconnects.", p.Connects),
-		count("keda_p2_publish_returns_total", "Messages that RabbitMQ returned because there was no queue for them.", p.Returns))
 	o.duration.WithLabelValues("") // as in HTTP
 	return o
 }
@@ -68,7 +69,7 @@ func (o *Publisher) Publish(ctx context.Context, m contract.Message) error {
 	o.inFlight.Inc()
 	err := o.Publisher.Publish(ctx, m)
 	o.inFlight.Dec()
-	record(o.duration.WithLabelValues(errorType(err)), time.Since(began).Seconds(), span.SpanContext())
+	record(o.duration.WithLabelValues(errorType(err)), began, span)
 	if err != nil {
 		span.SetAttributes(attribute.String("error.type", errorType(err)))
 		span.SetStatus(codes.Error, err.Error())

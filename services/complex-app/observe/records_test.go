@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,7 +21,6 @@ import (
 
 type store interface {
 	Finished(context.Context, time.Time) iter.Seq2[records.Record, error]
-	LastFinished(context.Context) (time.Time, error)
 	Newest(context.Context) (time.Time, error)
 	CountByStatus(context.Context, ...records.Status) (map[records.Status]int64, error)
 }
@@ -82,14 +82,15 @@ func TestEachRecordCountsOnceInEveryReplica(t *testing.T) {
 	require.Contains(t, shown(restarted), "keda_p2_record_total_seconds_count 1\n")
 }
 
-// fakeStore yields its records, and then its error.
+// fakeStore yields its records, and then its error, if it does not hang.
 type fakeStore struct {
 	finished []records.Record
 	err      error
+	hangs    bool
 	since    time.Time // asked for
 }
 
-func (s *fakeStore) Finished(_ context.Context, since time.Time) iter.Seq2[records.Record, error] {
+func (s *fakeStore) Finished(ctx context.Context, since time.Time) iter.Seq2[records.Record, error] {
 	s.since = since
 	return func(yield func(records.Record, error) bool) {
 		for _, r := range s.finished {
@@ -97,65 +98,104 @@ func (s *fakeStore) Finished(_ context.Context, since time.Time) iter.Seq2[recor
 				return
 			}
 		}
-		if s.err != nil {
-			yield(records.Record{}, s.err)
+		err := s.err
+		if s.hangs {
+			<-ctx.Done()
+			err = ctx.Err()
+		}
+		if err != nil {
+			yield(records.Record{}, err)
 		}
 	}
 }
 
-func (s *fakeStore) LastFinished(context.Context) (last time.Time, err error) {
-	for _, r := range s.finished {
-		if r.ChangedAt.After(last) {
-			last = r.ChangedAt
-		}
-	}
-	return last, s.err
-}
-
-func (s *fakeStore) Newest(context.Context) (time.Time, error) { return time.Time{}, s.err }
+func (s *fakeStore) Newest(context.Context) (time.Time, error) { return time.Unix(1, 0), s.err }
 
 func (s *fakeStore) CountByStatus(context.Context, ...records.Status) (map[records.Status]int64, error) {
-	return nil, s.err
+	return map[records.Status]int64{records.Failed: 1}, s.err
+}
+
+func done(id string, changed time.Time) records.Record {
+	return records.Record{ID: id, StoredAt: changed, FinishedAt: changed.Add(time.Second), ChangedAt: changed}
+}
+
+func requireCounted(t *testing.T, r *prometheus.Registry, n int, why string) {
+	t.Helper()
+	require.Contains(t, shown(r), fmt.Sprintf("keda_p2_record_processing_seconds_count %d\n", n), why)
 }
 
 func TestAScrapeReadsOnlyWhatIsNew(t *testing.T) {
 	t.Parallel()
-	at := time.Now()
-	done := func(id string, changed time.Time) records.Record {
-		return records.Record{ID: id, StoredAt: at, FinishedAt: at.Add(time.Second), ChangedAt: changed}
-	}
-	s := &fakeStore{finished: []records.Record{done("old", at.Add(-time.Hour)), done("a", at)}, err: errors.New("away")}
-	r := registered(s)
-	require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 0\n", "MongoDB is away")
-	s.err = nil
-	require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 0\n", "they were finished before the start")
-	require.Equal(t, at.Add(-10*time.Second), s.since, "and are not read, however many there are")
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		s := &fakeStore{finished: []records.Record{done("old", start.Add(-time.Second)), done("a", start)}}
+		r := registered(s)
+		requireCounted(t, r, 1, "the other one was done before the start")
+		require.Equal(t, start, s.since, "and is not read")
 
-	s.finished = append(s.finished, done("b", at.Add(time.Minute)), done("late", at.Add(51*time.Second)))
-	s.err = errors.New("cut off")
-	require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 2\n")
-	s.err = nil
-	require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 2\n")
-	require.Equal(t, at.Add(50*time.Second), s.since)
-	s.finished = append(s.finished, done("later", at.Add(52*time.Second)))
-	require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 3\n", "one that became visible late")
-
-	s.err = errors.New("MongoDB is away")
-	require.Contains(t, shown(r), "keda_p2_record_processing_seconds_count 3\n", "the last numbers still hold")
-	require.NotContains(t, shown(r), "keda_p2_records{")
+		s.finished = append(s.finished, done("b", start.Add(time.Minute)))
+		requireCounted(t, r, 2, "")
+		requireCounted(t, r, 2, "none counts twice")
+		require.Equal(t, start.Add(50*time.Second), s.since)
+		s.finished = append(s.finished, done("late", start.Add(51*time.Second)))
+		requireCounted(t, r, 3, "one that became visible late")
+	})
 }
 
-// Whoever registers the collector asks MongoDB nothing.
-func TestRegisteringAsksNobody(t *testing.T) {
+func TestAReadingThatIsCutOffGoesOnAtTheNextScrape(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		s := &fakeStore{finished: []records.Record{done("a", start.Add(time.Minute))}, hangs: true}
+		r := registered(s)
+		requireCounted(t, r, 1, "")
+		require.Equal(t, 5*time.Second, time.Since(start), "Prometheus waits for ten seconds")
+		for _, line := range []string{`keda_p2_records{status="failed"} 1`, "keda_p2_newest_claimed_sent_timestamp_seconds 1"} {
+			require.Contains(t, shown(r), line+"\n", "without it, an alert would fire")
+		}
+		s.hangs, s.finished = false, append(s.finished, done("b", start.Add(2*time.Minute)))
+		requireCounted(t, r, 2, "")
+		require.Equal(t, start.Add(50*time.Second), s.since)
+
+		s.err = errors.New("MongoDB is away")
+		requireCounted(t, r, 2, "the last numbers still hold")
+		require.NotContains(t, shown(r), "keda_p2_records{")
+		require.NotContains(t, shown(r), "\nkeda_p2_newest")
+	})
+}
+
+func TestAScrapeCountsABoundedNumberOfRecords(t *testing.T) {
+	t.Parallel()
+	for name, apart := range map[string]time.Duration{"over time": time.Second, "at once": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &fakeStore{}
+			r := registered(s)
+			for i := range 25_000 {
+				s.finished = append(s.finished, done(fmt.Sprint(i), time.Now().Add(time.Duration(i)*apart)))
+			}
+			for _, n := range []int{10_000, 20_000, 25_000, 25_000} {
+				requireCounted(t, r, n, "")
+			}
+		})
+	}
+}
+
+// main registers the collector before MongoDB has to be there.
+func TestRegisteringDoesNotAskMongoDB(t *testing.T) {
 	t.Parallel()
 	require.NotPanics(t, func() { registered(nil) })
 }
 
 func TestReady(t *testing.T) {
 	t.Parallel()
-	r := prometheus.NewRegistry()
-	away := errors.New("away")
-	observe.Ready(r, func() error { return nil }, func(context.Context) error { return away })
-	require.Contains(t, shown(r), `keda_p2_dependency_ready{dependency="RabbitMQ"} 1`+"\n")
-	require.Contains(t, shown(r), `keda_p2_dependency_ready{dependency="MongoDB"} 0`+"\n")
+	synctest.Test(t, func(t *testing.T) {
+		r, start := prometheus.NewRegistry(), time.Now()
+		hangs := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		observe.Ready(r, func() error { return nil }, hangs)
+		got := shown(r)
+		require.Equal(t, time.Second, time.Since(start))
+		require.Contains(t, got, `keda_p2_dependency_ready{dependency="RabbitMQ"} 1`+"\n")
+		require.Contains(t, got, `keda_p2_dependency_ready{dependency="MongoDB"} 0`+"\n")
+	})
 }

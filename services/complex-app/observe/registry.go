@@ -5,6 +5,7 @@ package observe
 
 import (
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -24,11 +25,12 @@ func Handler(r *prometheus.Registry) http.Handler {
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{EnableOpenMetrics: true})
 }
 
-// record adds a value to a histogram, with the trace's id as its exemplar when the
-// trace is sampled.
-func record(o prometheus.Observer, seconds float64, span trace.SpanContext) {
-	if e, ok := o.(prometheus.ExemplarObserver); ok && span.IsSampled() {
-		e.ObserveWithExemplar(seconds, prometheus.Labels{"trace_id": span.TraceID().String()})
+// record adds the time since began to a histogram. Its exemplar is the trace's id when
+// the trace is sampled.
+func record(o prometheus.Observer, began time.Time, span trace.Span) {
+	seconds := time.Since(began).Seconds()
+	if s := span.SpanContext(); s.IsSampled() {
+		o.(prometheus.ExemplarObserver).ObserveWithExemplar(seconds, prometheus.Labels{"trace_id": s.TraceID().String()})
 		return
 	}
 	o.Observe(seconds)

@@ -78,9 +78,10 @@ func attempt(d amqp.Delivery) int { return int(header[int64](d, attemptsBefore))
 // RabbitMQ's delivery limit counts.
 func attemptHere(d amqp.Delivery) int { return int(header[int64](d, deliveryCount)) + 1 }
 
-// republish returns a copy of a message for another queue. It leaves out the counters
-// of the queue that the message leaves, and the headers that make RabbitMQ send copies
-// to further queues. RabbitMQ refuses a user-id that is not the publisher's.
+// republish returns a copy of a message. It leaves out the counters of the queue that the
+// message leaves, the headers that make RabbitMQ send copies to further queues, the
+// expiration, which would make it vanish, and the user-id, which RabbitMQ refuses when it
+// is not the publisher's.
 func republish(d amqp.Delivery) amqp.Publishing {
 	headers := maps.Clone(d.Headers)
 	if headers == nil {

@@ -124,6 +124,16 @@ func (c writeDeadline) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
+// SetDeadline closes the connection at the given time. The library's CloseDeadline calls
+// it, and would forget a real deadline with the next frame that it reads: during an alarm
+// RabbitMQ sends heartbeats and reads nothing.
+func (c writeDeadline) SetDeadline(t time.Time) error {
+	if !t.IsZero() { // there is none after the handshake
+		time.AfterFunc(time.Until(t), func() { _ = c.Close() })
+	}
+	return nil
+}
+
 // openChannel opens a channel in confirm mode after declaring both queues. Whichever
 // service comes first declares them, with the same arguments.
 func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
@@ -166,7 +176,7 @@ func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
 	}
 	var refused *amqp.Error
 	if errors.As(err, &refused) && refused.Code == amqp.PreconditionFailed {
-		return nil, fmt.Errorf("%w: RabbitMQ says %q. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/operations.md)", ErrTopology, refused.Reason)
+		return nil, fmt.Errorf("%w: RabbitMQ says %q. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/failures.md, A queue of an earlier version)", ErrTopology, refused.Reason)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("declare the queues: %w", err)

@@ -97,15 +97,6 @@ func (s *Store) Finished(ctx context.Context, since time.Time) iter.Seq2[Record,
 		SetBatchSize(finishedBatch))
 }
 
-// LastFinished returns when the record that was done last became so, by the server's
-// clock, or the zero time when there is none.
-func (s *Store) LastFinished(ctx context.Context) (time.Time, error) {
-	for r, err := range s.Changed(ctx, time.Time{}, 1, Done) {
-		return r.ChangedAt, err
-	}
-	return time.Time{}, nil
-}
-
 // Newest returns when the event of the record that was stored last was sent. The
 // queue is FIFO, so nearly all events sent before it have been claimed. The zero time
 // means that there is no record.

@@ -103,6 +103,15 @@ type Store struct {
 // Open returns a store. It connects in the background and needs no server yet:
 // Ping tells whether there is one.
 func Open(c Config, name string) (*Store, error) {
+	client, err := Connect(c, name)
+	if err != nil {
+		return nil, err
+	}
+	return &Store{client: client, collection: client.Database(c.DB).Collection(c.Collection)}, nil
+}
+
+// Connect returns a client as Open does, for collections of a worker's own.
+func Connect(c Config, name string) (*mongo.Client, error) {
 	tlsConfig, err := c.TLSConfig()
 	if err != nil {
 		return nil, err
@@ -127,7 +136,7 @@ func Open(c Config, name string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("MongoDB: %w", err)
 	}
-	return &Store{client: client, collection: client.Database(c.DB).Collection(c.Collection)}, nil
+	return client, nil
 }
 
 // Ping returns nil when the server answers and has let us in.

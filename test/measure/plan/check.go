@@ -11,7 +11,7 @@ import (
 	"text/tabwriter"
 )
 
-// measurement is one line of what test/scaling measures on a cluster; other fields
+// measurement is one line of what test/measure/scaling measures on a cluster; other fields
 // do not matter here. All times are in seconds, and count from the load's start.
 type measurement struct {
 	Variant string    // only asDeployed is a ScaledJob that this model knows

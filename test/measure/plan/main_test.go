@@ -31,7 +31,7 @@ func TestFlags(t *testing.T) {
 // Without -max and -poll, what is deployed is planned.
 func TestDefaults(t *testing.T) {
 	t.Parallel()
-	deployed, err := scaler.Load("../../deploy")
+	deployed, err := scaler.Load("../../../deploy")
 	require.NoError(t, err)
 	s, err := parse([]string{"-bursts", "5"}, nil)
 	require.NoError(t, err)

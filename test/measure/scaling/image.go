@@ -32,7 +32,7 @@ func buildWorker(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
-	for _, program := range []string{"keda-p2/test/scaling/worker", "keda-p2/services/processor-job"} {
+	for _, program := range []string{"keda-p2/test/measure/scaling/worker", "keda-p2/services/processor-job"} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir, program)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+string(arch))
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -52,7 +52,7 @@ type summary struct {
 	WaitMax     float64 `json:"waitMax"`
 	PodSeconds  float64 `json:"podSeconds"` // from their creation to their end
 
-	// What test/plan needs to predict the same. Sent and FirstPod count from the
+	// What test/measure/plan needs to predict the same. Sent and FirstPod count from the
 	// load's start, as Stored and Done do.
 	Work     float64   `json:"work"`  // of a message
 	Claim    float64   `json:"claim"` // how long a worker waits before it claims

@@ -170,7 +170,7 @@ func deployment(replicas int, l load) result {
 	return r
 }
 
-// quantile is that of test/scaling.
+// quantile is that of test/measure/scaling.
 func quantile(values []float64, q float64) float64 {
 	if len(values) == 0 {
 		return 0
