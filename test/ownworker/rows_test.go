@@ -254,4 +254,3 @@ func testGood(t *testing.T, w *worker) {
 	w.empty(t)
 	contracttest.Waiting(t, w.ch, w.q.DeadQueue(), 0)
 }
-

@@ -234,6 +234,13 @@ func TestKeyboard(t *testing.T) {
 	p.becomes("redriven.textContent", "1 sent back.")
 	// it can never be processed, and is a dead letter again
 	p.becomes(`[...document.querySelectorAll("#dead-rows tr")].map((row) => row.cells[2].textContent).sort()`, []string{"1", "2"})
+
+	tabTo("#dead-rows tr:nth-child(1) button:nth-child(2)")
+	press(kb.Enter)
+	p.becomes("yes.textContent", "Discard")
+	press(kb.Tab, kb.Enter)
+	p.becomes("redriven.textContent", "1 discarded.")
+	p.becomes(`document.querySelectorAll("#dead-rows tr").length`, 1)
 	p.requireClean()
 }
 

@@ -81,8 +81,6 @@ func (a *api) handleSendBatch(w http.ResponseWriter, r *http.Request) error {
 	failed := publishing.Wait()
 	b := newBatchAnswer(events, errs)
 	switch {
-	case events == 0:
-		return badRequest("the batch has no events")
 	case failed != nil:
 		p := problem{Status: newProblem(failed).Status, Detail: "RabbitMQ is not available and did not confirm all events" + sendAgain, Batch: &b}
 		return fmt.Errorf("%w: %w", p, failed)
@@ -119,8 +117,11 @@ func readLines(w http.ResponseWriter, r *http.Request) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	body = bytes.TrimSuffix(body, []byte("\n"))
-	if bytes.Count(body, []byte("\n")) >= maxBatchLines { // before they are split: 4 MiB may be as many lines
+	body = bytes.TrimRight(body, " \t\r\n") // not at the start: the numbers of the lines count
+	if len(body) == 0 {
+		return nil, badRequest("the batch has no events")
+	}
+	if bytes.Count(body, []byte("\n")) >= maxBatchLines { // before it is split: 4 MiB may be as many lines
 		return nil, problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the batch has more than %d lines", maxBatchLines)}
 	}
 	return bytes.Split(body, []byte("\n")), nil

@@ -82,7 +82,7 @@ func (s *Scaler) run(j *Job, probeAddr string) (*process.Process, error) {
 		paths[f.MountPath] = path
 	}
 	here := func(text string) string { return relocate(strings.ReplaceAll(text, PodName, j.Pod), paths) }
-	env := map[string]string{}
+	env := map[string]string{"PATH": os.Getenv("PATH")} // as an image has one
 	if tmp, ok := paths["/tmp"]; ok {
 		env["TMPDIR"] = tmp
 	}

@@ -15,9 +15,9 @@ export function setUpTables(model) {
   $("filter").addEventListener("input", show);
   $("status").addEventListener("change", show);
   $("more").addEventListener("click", () => { limit += page; show(); });
-  $("redrive-all").addEventListener("click", () => {
-    redrive("", `Send all dead letters (${model.status?.dead ?? "their number is not known"}) back to the queue?`);
-  });
+  const all = () => `all dead letters (${model.status?.dead ?? "their number is not known"})`;
+  $("redrive-all").addEventListener("click", () => ask("redrive", "", `Send ${all()} back to the queue?`));
+  $("discard-all").addEventListener("click", () => ask("discard", "", `Discard ${all()}? They cannot be brought back.`));
   $("yes").addEventListener("click", () => confirmed());
   return show;
 }
@@ -53,11 +53,16 @@ function showDead(model) {
   ], (letter, row) => {
     const cell = row.insertCell();
     if (!letter.id) return; // one without an id can only go with all the others
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = "Send back";
-    button.addEventListener("click", () => redrive(letter.id, `Send the dead letter “${nameOf(letter)}” back to the queue?`));
-    cell.append(button);
+    for (const [action, question] of [
+      ["redrive", `Send the dead letter “${nameOf(letter)}” back to the queue?`],
+      ["discard", `Discard the dead letter “${nameOf(letter)}”? It cannot be brought back.`],
+    ]) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = actions[action].label;
+      button.addEventListener("click", () => ask(action, letter.id, question));
+      cell.append(button);
+    }
   });
 }
 
@@ -81,14 +86,21 @@ function fill(body, items, key, cells, finish) {
   for (const row of before.values()) row.remove();
 }
 
-// redrive asks first.
-function redrive(id, question) {
+const actions = {
+  redrive: { label: "Send back", method: "POST", path: "dead-letters/redrive", done: (answer) => `${answer.redriven} sent back.` },
+  discard: { label: "Discard", method: "DELETE", path: "dead-letters", done: (answer) => `${answer.discarded} discarded.` },
+};
+
+// ask does an action with one dead letter, or with all, once the user has agreed.
+function ask(action, id, question) {
+  const { label, method, path, done } = actions[action];
   $("question").textContent = question;
+  $("yes").textContent = label;
   confirmed = async () => {
     try {
-      const response = await fetch("dead-letters/redrive" + (id && `?id=${encodeURIComponent(id)}`), { method: "POST" });
+      const response = await fetch(path + (id && `?id=${encodeURIComponent(id)}`), { method });
       const answer = await response.json();
-      $("redriven").textContent = response.ok ? `${answer.redriven} sent back.` : answer.detail;
+      $("redriven").textContent = response.ok ? done(answer) : answer.detail;
     } catch {
       $("redriven").textContent = "complex-app did not answer.";
     }
