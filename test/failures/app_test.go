@@ -128,6 +128,7 @@ func TestSlowRequests(t *testing.T) {
 		"a header":                 {"POST /send?name=a HTTP/1.1\r\nHost: a\r\nX-Slow: ", 5*time.Second + slack},
 		"an event":                 {"POST /send HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n", 10*time.Second + slack},
 		"an event in chunks":       {"POST /send HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n60000\r\n", 10*time.Second + slack},
+		"a batch":                  {"POST /send/batch HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-ndjson\r\nContent-Length: 60000\r\n\r\n", 30*time.Second + slack},
 		"a body that is not asked": {"GET /data HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n", 10*time.Second + slack},
 		"a body of a redrive":      {"POST /dead-letters/redrive HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n", 10*time.Second + slack},
 		"a body for nobody":        {"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n", 10*time.Second + slack},

@@ -4,17 +4,21 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/queue"
 )
 
-const batchLines = 10_000
+const batchLines = 4000
+
+var wholeBatch = strings.Repeat("{\"name\":\"a\"}\n", batchLines)
 
 type batchAnswer struct {
 	status            int
@@ -22,10 +26,10 @@ type batchAnswer struct {
 	Detail            string
 }
 
-// sendBatch posts the one batch of these tests. The error is the connection's.
-func (p *running) sendBatch(t *testing.T) (a batchAnswer, err error) {
+// sendBatch posts a batch, always with the same key. The error is the connection's.
+func (p *running) sendBatch(t *testing.T, body string) (a batchAnswer, err error) {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.addr+"/send/batch", strings.NewReader(strings.Repeat("{\"name\":\"a\"}\n", batchLines)))
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.addr+"/send/batch", strings.NewReader(body))
 	require.NoError(t, err)
 	request.Header.Set("Content-Type", "application/x-ndjson")
 	request.Header.Set("Idempotency-Key", "key")
@@ -44,7 +48,7 @@ func (p *running) during(t *testing.T, q queue.Config, f func()) batchAnswer {
 	t.Helper()
 	answers := make(chan batchAnswer, 1)
 	go func() {
-		a, err := p.sendBatch(t)
+		a, err := p.sendBatch(t, wholeBatch)
 		if err != nil {
 			t.Error(err)
 		}
@@ -53,7 +57,7 @@ func (p *running) during(t *testing.T, q queue.Config, f func()) batchAnswer {
 	ch := contracttest.Channel(t, q)
 	eventually(t, func() bool {
 		state, err := ch.QueueDeclarePassive(q.Queue, true, false, false, false, nil)
-		return err == nil && state.Messages > 200
+		return err == nil && state.Messages > 600 // more than are in flight, so some are confirmed
 	}, "some lines are in the queue")
 	f()
 	return <-answers
@@ -64,17 +68,23 @@ func (p *running) during(t *testing.T, q queue.Config, f func()) batchAnswer {
 func TestRabbitMQGoesAwayDuringABatch(t *testing.T) {
 	t.Parallel()
 	n := startNode(t)
-	app := startApp(t, n.queue, noDatabase(), "CONFIRM_TIMEOUT=5s")
+	linked, l := brokerLink(t, n.queue)
+	app := startApp(t, linked, noDatabase(), "CONFIRM_TIMEOUT=1m")
 	app.eventually(t, "/readyz?exclude=MongoDB", http.StatusOK)
-	a := app.during(t, n.queue, n.Kill)
+	a := app.during(t, n.queue, func() {
+		l.hold(t, down, "") // the batch might be over before the node is down
+		n.Kill()
+	})
+	l.release()
 	require.Equal(t, http.StatusServiceUnavailable, a.status)
 	require.Contains(t, a.Detail, "send the whole batch again with the same Idempotency-Key")
 	require.Equal(t, batchLines, a.Accepted+a.Refused)
 	require.NoError(t, n.Start(t.Context()))
 	app.eventually(t, "/readyz?exclude=MongoDB", http.StatusOK)
 	first := a.Accepted
+	require.Positive(t, first)
 
-	a, err := app.sendBatch(t)
+	a, err := app.sendBatch(t, wholeBatch)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusAccepted, a.status)
 	require.Equal(t, batchLines, a.Accepted)
@@ -100,6 +110,61 @@ func TestSIGTERMDuringABatch(t *testing.T) {
 	require.Equal(t, batchLines, a.Accepted)
 	require.Zero(t, app.exit(t))
 	require.Len(t, drain(t, q), batchLines)
+}
+
+// Each of these batches is as large as it may be, or too large, and many come at once.
+func TestBatchesFitIntoTheMemoryOfAPod(t *testing.T) {
+	t.Parallel()
+	const limit = 64 << 20 // as in deploy/complex-app.yaml, with its GOMEMLIMIT and CPU limit
+	for name, c := range map[string]struct {
+		body   string
+		status int
+	}{
+		"long lines":            {strings.Repeat(`{"name":"`+strings.Repeat("x", 65_000)+`"}`+"\n", 64), http.StatusAccepted},
+		"many lines":            {strings.Repeat(`{"name":"`+strings.Repeat("x", 400)+`"}`+"\n", 10_000), http.StatusAccepted},
+		"four million newlines": {strings.Repeat("\n", 4<<20-1) + "x", http.StatusRequestEntityTooLarge},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			q, _ := servers(t)
+			app := startApp(t, q, noDatabase(), "GOMEMLIMIT=48MiB", "GOMAXPROCS=1")
+			app.eventually(t, "/readyz?exclude=MongoDB", http.StatusOK)
+			var clients errgroup.Group
+			for range 4 {
+				clients.Go(func() error {
+					for {
+						a, err := app.sendBatch(t, c.body)
+						if err != nil || a.status == c.status {
+							return err
+						}
+						if a.status != http.StatusServiceUnavailable { // it is not the turn of this one
+							return fmt.Errorf("answered with %+v", a)
+						}
+					}
+				})
+			}
+			require.NoError(t, clients.Wait())
+			used := app.peakMemory(t)
+			require.Less(t, used, limit)
+			t.Logf("at most %d MiB", used>>20)
+		})
+	}
+}
+
+// peakMemory returns the most bytes that the program has had in memory so far, without
+// those of files, which the kernel takes back when memory is short.
+func (p *running) peakMemory(t *testing.T) (bytes int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	require.NoError(t, err)
+	var kib [2]int
+	for i, name := range []string{"VmHWM:", "RssFile:"} {
+		_, rest, found := strings.Cut(string(status), name)
+		require.True(t, found)
+		_, err = fmt.Sscanf(rest, "%d kB", &kib[i])
+		require.NoError(t, err)
+	}
+	return (kib[0] - kib[1]) << 10
 }
 
 // A body that is too long is refused without being read to its end.

@@ -2,8 +2,10 @@ package api_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -20,8 +22,8 @@ const ndjson = "application/x-ndjson"
 type batchAnswer struct {
 	Accepted, Refused int
 	Errors            []struct {
-		Line   int
-		Detail string
+		Line       int
+		ID, Detail string
 	}
 	Detail string
 }
@@ -69,6 +71,7 @@ func TestBatchWithoutAKey(t *testing.T) {
 	require.EqualValues(t, 7, id.Version())
 }
 
+// 202 means all lines: a client that looks at nothing else must not miss an invalid one.
 func TestAnInvalidLineDoesNotAffectTheOthers(t *testing.T) {
 	t.Parallel()
 	p := &fakePublisher{}
@@ -76,18 +79,22 @@ func TestAnInvalidLineDoesNotAffectTheOthers(t *testing.T) {
 		`{"name":"a"}`, `name=a`, `{"content":"b"}`, `{"name":"a","id":"mine"}`, `{"name":"a","name":"b"}`, "\xff",
 		`{"name":"` + strings.Repeat("x", contract.MaxEventBytes) + `"}`, `{"name":"b"}`,
 	}, "\n"))
-	require.Equal(t, http.StatusMultiStatus, a.status, a.body)
+	requireProblem(t, a, http.StatusUnprocessableEntity, "send the whole batch again with the same Idempotency-Key")
 	require.Equal(t, 2, b.Accepted)
 	require.Equal(t, 6, b.Refused)
-	for i, detail := range []string{"not JSON", "name is missing", `unknown field "id"`, "name is given more than once", "not JSON", "longer than 65536 bytes"} {
+	for i, detail := range []string{"not JSON", "name is missing", `unknown field "id"`, "name is given more than once", "not JSON", "line is longer than 65536 bytes"} {
 		require.Equal(t, i+2, b.Errors[i].Line)
 		require.Contains(t, b.Errors[i].Detail, detail)
+		require.Empty(t, b.Errors[i].ID)
 	}
 	require.Len(t, p.published, 2)
 
 	_, b = sendBatch(t, &fakePublisher{}, strings.Repeat("odd\n", 500))
 	require.Equal(t, 500, b.Refused)
-	require.Len(t, b.Errors, 100, "the first of them")
+	require.Len(t, b.Errors, 100)
+	for i, e := range b.Errors {
+		require.Equal(t, i+1, e.Line, "the first of them, in order")
+	}
 }
 
 func TestBatchLimits(t *testing.T) {
@@ -126,15 +133,55 @@ func TestBatchWithoutEvents(t *testing.T) {
 // A client that gets this sends the whole batch again with the same key.
 func TestBatchWhenRabbitMQGoesAway(t *testing.T) {
 	t.Parallel()
-	for _, err := range []error{queue.ErrUnavailable, queue.ErrUnconfirmed} {
+	for err, detail := range map[error]string{
+		queue.ErrUnavailable: "was not accepted",
+		queue.ErrUnconfirmed: "may have been accepted",
+	} {
 		p := &fakePublisher{takes: 500, err: fmt.Errorf("%w: 10.0.0.7", err)}
 		a, b := sendBatch(t, p, "odd\n"+strings.Repeat("{\"name\":\"a\"}\n", 5000), "Idempotency-Key", "k")
 		requireProblem(t, a, http.StatusServiceUnavailable, "send the whole batch again with the same Idempotency-Key")
 		require.Equal(t, 500, b.Accepted)
 		require.Equal(t, 4501, b.Refused)
 		require.Equal(t, 1, b.Errors[0].Line)
-		require.Contains(t, b.Errors[1].Detail, "RabbitMQ is not available")
+		require.Contains(t, b.Errors[0].Detail, "not JSON")
+		require.Contains(t, b.Errors[1].Detail, detail, "the lines that were in flight are the first")
+		require.Equal(t, fmt.Sprint("k-", b.Errors[1].Line), b.Errors[1].ID)
 		require.NotContains(t, a.body, "10.0.0.7")
 		require.Len(t, p.published, 500)
 	}
+}
+
+func TestBatchWithoutRabbitMQ(t *testing.T) {
+	t.Parallel()
+	a, b := sendBatch(t, &fakePublisher{err: queue.ErrUnavailable}, `{"name":"a"}`)
+	requireProblem(t, a, http.StatusServiceUnavailable, "RabbitMQ is not available")
+	require.Zero(t, b.Accepted)
+	a, b = sendBatch(t, &fakePublisher{err: errors.New("10.0.0.7 said no")}, `{"name":"a"}`)
+	require.Equal(t, http.StatusInternalServerError, a.status)
+	require.Zero(t, b.Accepted)
+}
+
+func FuzzBatch(f *testing.F) {
+	f.Add("{\"name\":\"a\"}\n\n{\"name\":\"b\"}", "k")
+	f.Add("\ufeff{\"name\":\"\\ud83d\"}\r\nodd", "")
+	p := &fakePublisher{}
+	handler := newHandler(p, &fakeStore{})
+	f.Fuzz(func(t *testing.T, body, key string) {
+		r := httptest.NewRequest(http.MethodPost, "/send/batch", strings.NewReader(body))
+		r.Header.Set("Content-Type", ndjson)
+		if key != "" {
+			r.Header.Set("Idempotency-Key", key)
+		}
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		require.Contains(t, []int{http.StatusAccepted, http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity}, w.Code)
+		var b batchAnswer
+		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &b))
+		require.Len(t, p.published, b.Accepted)
+		for _, m := range p.published {
+			require.NoError(t, m.Validate())
+			require.LessOrEqual(t, len(m.ID), 255)
+		}
+		p.published = nil
+	})
 }

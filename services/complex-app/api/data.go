@@ -8,7 +8,6 @@ import (
 	"strconv"
 
 	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"keda-p2/services/contract/records"
 )
@@ -16,10 +15,10 @@ import (
 // flushBytes is how much of the answer is collected before it is written.
 const flushBytes = 64 << 10
 
-// listData answers with the records as a JSON array, in the order in which they were
+// handleData answers with the records as a JSON array, in the order in which they were
 // stored: GET /data?name=…&after=…&limit=…. It is written while it is read, so that
 // memory does not grow with the collection.
-func (a *api) listData(w http.ResponseWriter, r *http.Request) error {
+func (a *api) handleData(w http.ResponseWriter, r *http.Request) error {
 	query, err := parseQuery(r.URL.RawQuery)
 	if err != nil {
 		return err
@@ -47,15 +46,16 @@ func (a *api) listData(w http.ResponseWriter, r *http.Request) error {
 		case errors.Is(err, records.ErrUnknown):
 			return err
 		case err != nil && !started:
-			a.mongoDB.note(err)
-			return fmt.Errorf("%w: %w", errStore, err)
+			err = fmt.Errorf("%w: %w", errStore, err)
+			a.mongoDB.note(r.Context(), err)
+			return err
 		case err != nil:
 			a.abort(r, err)
 		}
 		if started {
 			out.WriteString(",\n")
 		}
-		if err := json.MarshalWrite(&out, record, jsontext.AllowInvalidUTF8(true)); err != nil {
+		if err := json.MarshalWrite(&out, record, encoding); err != nil {
 			a.abort(r, err)
 		}
 		if !started || out.Len() >= flushBytes {
@@ -64,7 +64,7 @@ func (a *api) listData(w http.ResponseWriter, r *http.Request) error {
 			}
 		}
 	}
-	a.mongoDB.note(nil)
+	a.mongoDB.note(r.Context(), nil)
 	out.WriteString("]\n")
 	_ = flush() // fails only when the client is gone
 	return nil

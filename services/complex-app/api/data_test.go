@@ -78,6 +78,9 @@ func TestDataQuery(t *testing.T) {
 	s.err = fmt.Errorf("%w: nobody", records.ErrUnknown)
 	a = request(t, http.MethodGet, serve(t, &fakePublisher{}, s)+"/data?after=nobody", "", "")
 	requireProblem(t, a, http.StatusBadRequest, "nobody")
+	s.err = fmt.Errorf("%w: \xff", records.ErrUnknown)
+	a = request(t, http.MethodGet, serve(t, &fakePublisher{}, s)+"/data?after=%ff", "", "")
+	requireProblem(t, a, http.StatusBadRequest, "\ufffd")
 }
 
 func TestDataWhenMongoDBIsAway(t *testing.T) {

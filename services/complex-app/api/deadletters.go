@@ -19,12 +19,13 @@ const (
 	deadLetterTimeout = time.Minute
 )
 
-// listDead answers with the dead letters, the oldest first, and leaves them in their
-// queue: GET /dead-letters. Those who ask while others wait for a look share it.
-func (a *api) listDead(w http.ResponseWriter, r *http.Request) error {
+// handleDeadLetters answers with the dead letters, the oldest first, and leaves them in
+// their queue: GET /dead-letters. Requests that come during a look share its result.
+func (a *api) handleDeadLetters(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), deadLetterTimeout)
 	defer cancel()
 	shared, err, _ := a.looks.Do("", func() (any, error) { return a.dead.List(ctx, maxDeadLetters) })
+	a.rabbitMQ.note(r.Context(), err)
 	if err != nil {
 		return fmt.Errorf("list dead letters: %w", err)
 	}
@@ -46,23 +47,23 @@ func (a *api) listDead(w http.ResponseWriter, r *http.Request) error {
 			}
 		}
 	}
-	return writeJSON(w, http.StatusOK, dead)
+	return writeJSON(w, http.StatusOK, jsonType, dead)
 }
 
-// redriveDead sends all dead letters back to the queue, or the one that is named in the
+// handleRedrive sends all dead letters back to the queue, or the one with the id in the
 // query or in a form: POST /dead-letters/redrive?id=….
-func (a *api) redriveDead(w http.ResponseWriter, r *http.Request) error {
-	return removeDead(w, r, a.dead.Redrive, "redriven", "sent back")
+func (a *api) handleRedrive(w http.ResponseWriter, r *http.Request) error {
+	return a.removeDead(w, r, a.dead.Redrive, "redriven", "sent back")
 }
 
-// discardDead removes all dead letters, or the one that is named:
+// handleDiscard removes all dead letters, or the one with the id:
 // DELETE /dead-letters?id=….
-func (a *api) discardDead(w http.ResponseWriter, r *http.Request) error {
-	return removeDead(w, r, a.dead.Discard, "discarded", "discarded")
+func (a *api) handleDiscard(w http.ResponseWriter, r *http.Request) error {
+	return a.removeDead(w, r, a.dead.Discard, "discarded", "discarded")
 }
 
-// removeDead answers with how many there were, also when some were left.
-func removeDead(w http.ResponseWriter, r *http.Request, remove func(context.Context, string) (int, error), member, verb string) error {
+// removeDead answers with how many it removed, also when it was cut short.
+func (a *api) removeDead(w http.ResponseWriter, r *http.Request, remove func(context.Context, string) (int, error), member, verb string) error {
 	id, err := whichDead(w, r)
 	if err != nil {
 		return err
@@ -70,13 +71,16 @@ func removeDead(w http.ResponseWriter, r *http.Request, remove func(context.Cont
 	ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
 	defer cancel()
 	n, err := remove(ctx, id)
+	a.rabbitMQ.note(r.Context(), err)
 	switch {
 	case errors.Is(err, queue.ErrNoDeadLetter):
 		return err
 	case err != nil:
-		return partly{fmt.Errorf("%d dead letters %s: %w", n, verb, err), fmt.Sprintf("%d dead letters were %s", n, verb), n}
+		p := newProblem(err)
+		p.Detail, p.Done = fmt.Sprintf("%d dead letters were %s; then %s", n, verb, p.Detail), &n
+		return fmt.Errorf("%w: %w", p, err)
 	}
-	return writeJSON(w, http.StatusOK, map[string]int{member: n})
+	return writeJSON(w, http.StatusOK, jsonType, map[string]int{member: n})
 }
 
 // whichDead returns the id of the one dead letter that is meant, or "" for all.

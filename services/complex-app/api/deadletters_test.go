@@ -32,6 +32,18 @@ func TestDeadLetters(t *testing.T) {
 	require.JSONEq(t, fmt.Sprintf(want, "processor-job-b"), a.body)
 }
 
+// What another program has sent need not be UTF-8, and must not hide the other dead letters.
+func TestDeadLettersThatAreNotUTF8(t *testing.T) {
+	t.Parallel()
+	d := &fakeDeadLetters{dead: []queue.DeadLetter{{ID: "a\xff", Reason: "\xff"}}}
+	url := serveAll(t, &fakePublisher{}, &fakeStore{}, d)
+	a := request(t, http.MethodGet, url+"/dead-letters", "", "")
+	require.Equal(t, http.StatusOK, a.status)
+	require.JSONEq(t, `[{"id":"a\ufffd","body":"","reason":"\ufffd","attempts":0,"job":""}]`, a.body)
+	d.err = fmt.Errorf("%w: a\xff", queue.ErrNoDeadLetter)
+	requireProblem(t, request(t, http.MethodPost, url+"/dead-letters/redrive?id=a%ff", "", ""), http.StatusNotFound, "no dead letter with this id: a\ufffd")
+}
+
 func TestDeadLettersWithoutMongoDB(t *testing.T) {
 	t.Parallel()
 	d := &fakeDeadLetters{dead: []queue.DeadLetter{{ID: "1"}}}

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -15,16 +16,16 @@ const (
 	mongoDB  = "MongoDB"
 )
 
-// healthz says that the process runs. It looks at no other service: a restart
+// handleHealthz says that the process runs. It looks at no other service: a restart
 // of this one would mend none of them.
-func (a *api) healthz(w http.ResponseWriter, _ *http.Request) error {
+func (a *api) handleHealthz(w http.ResponseWriter, _ *http.Request) error {
 	return ok(w)
 }
 
-// readyz says whether requests can be served now, or names what is missing:
+// handleReadyz says whether requests can be served now, or names what is missing:
 // GET /readyz?exclude=…. What is excluded, as in the API server's own /readyz, is
 // not looked at.
-func (a *api) readyz(w http.ResponseWriter, r *http.Request) error {
+func (a *api) handleReadyz(w http.ResponseWriter, r *http.Request) error {
 	values, err := parseParameters(r.URL.RawQuery, "exclude")
 	if err != nil {
 		return err
@@ -35,7 +36,7 @@ func (a *api) readyz(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), pingTimeout)
 	defer cancel()
-	var missing notReady
+	var missing []string
 	if exclude != rabbitMQ && a.publisher.Ready() != nil {
 		missing = append(missing, rabbitMQ)
 	}
@@ -43,7 +44,7 @@ func (a *api) readyz(w http.ResponseWriter, r *http.Request) error {
 		missing = append(missing, mongoDB)
 	}
 	if missing != nil {
-		return missing
+		return problem{Status: http.StatusServiceUnavailable, Detail: "waiting for " + strings.Join(missing, " and "), Missing: missing}
 	}
 	return ok(w)
 }

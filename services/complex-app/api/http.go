@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 
 	"keda-p2/services/contract"
@@ -32,15 +34,15 @@ const (
 	throttleTimeout = 5 * time.Second
 )
 
-// handle answers with the error of a handler, and logs it when it is an error of ours.
-func (a *api) handle(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+// answer makes a handler that answers with an error, and logs it when it is internal.
+func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 {
-			// A slow body is cut off, whoever reads it: the server waits for one
-			// that no handler wants before it answers.
+			// The server waits for a body that no handler reads before it answers, so
+			// that one must not be slow either.
 			setReadDeadline(w, time.Now().Add(readTimeout))
 		}
-		err := h(w, r)
+		err := handle(w, r)
 		if err == nil {
 			return
 		}
@@ -81,17 +83,19 @@ func setWriteDeadline(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 }
 
-// writeJSON fails only when the value cannot be encoded. An error of the connection
-// goes nowhere: the client is gone.
-func writeJSON(w http.ResponseWriter, status int, value any) error {
-	body, err := json.Marshal(value)
+// encoding replaces bytes that are not UTF-8, which ids and names of others may have.
+var encoding = jsontext.AllowInvalidUTF8(true)
+
+func writeJSON(w http.ResponseWriter, status int, contentType string, value any) error {
+	body, err := json.Marshal(value, encoding)
 	if err != nil {
 		return err
 	}
-	write(w, status, "application/json", append(body, '\n'))
+	write(w, status, contentType, append(body, '\n'))
 	return nil
 }
 
+// write ignores an error of the connection: the client is gone.
 func write(w http.ResponseWriter, status int, contentType string, body []byte) {
 	setWriteDeadline(w)
 	w.Header().Set("Content-Type", contentType)
@@ -101,28 +105,34 @@ func write(w http.ResponseWriter, status int, contentType string, body []byte) {
 
 // readBody reads a whole body of one of the given types, or nothing when there is none.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64, types ...string) (body []byte, mediaType string, err error) {
-	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
 		w.Header().Set("Accept-Encoding", "identity") // RFC 9110, for a 415
-		return nil, "", refusal{http.StatusUnsupportedMediaType, "the body is compressed; send it as it is"}
+		return nil, "", unsupported("the body is compressed; send it as it is")
+	}
+	if r.ContentLength > limit {
+		return nil, "", tooLarge("body", limit)
 	}
 	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	var tooLong *http.MaxBytesError
 	if errors.As(err, &tooLong) {
-		return nil, "", tooLarge(limit)
+		return nil, "", tooLarge("body", limit)
 	}
 	if err != nil {
 		return nil, "", badRequest("the body could not be read to its end")
 	}
-	// all of it is here, and the deadline would end the wait for the confirm
-	setReadDeadline(w, time.Time{})
+	setReadDeadline(w, time.Time{}) // or it would end the wait for the confirm
 	if len(body) == 0 {
 		return nil, "", nil
 	}
 	mediaType, _, err = mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || !slices.Contains(types, mediaType) {
-		return nil, "", refusal{http.StatusUnsupportedMediaType, "the Content-Type must be " + strings.Join(types, " or ")}
+		return nil, "", unsupported("the Content-Type must be " + strings.Join(types, " or "))
 	}
 	return body, mediaType, nil
+}
+
+func unsupported(detail string) error {
+	return problem{Status: http.StatusUnsupportedMediaType, Detail: detail}
 }
 
 // parseParameters reads a URL-encoded query or form. What is not allowed, or given
@@ -153,8 +163,8 @@ func idempotencyKey(r *http.Request, maxBytes int) (string, error) {
 		return "", nil
 	}
 	key := keys[0]
-	if unquoted, ok := strings.CutPrefix(key, `"`); ok {
-		key = strings.TrimSuffix(unquoted, `"`)
+	if len(key) > 1 && strings.HasPrefix(key, `"`) && strings.HasSuffix(key, `"`) {
+		key = key[1 : len(key)-1]
 	}
 	unfit := func(c rune) bool { return c <= ' ' || c > '~' || c == '"' || c == '\\' }
 	if len(keys) > 1 || key == "" || len(key) > maxBytes || strings.ContainsFunc(key, unfit) {
@@ -168,20 +178,24 @@ func newID() (string, error) {
 	return id.String(), err
 }
 
-// outage logs when a server goes away and when it is back, in place of a line for each
-// request.
+// outage logs when a server becomes unavailable and when it is available again, instead
+// of one line for each request.
 type outage struct {
 	server string
 	log    *slog.Logger
+	signs  []error // the errors that mean an outage
 
 	mu     sync.Mutex
-	failed int // requests, since it began
+	failed int // requests since it began, guarded by mu
 }
 
-func newOutage(server string, log *slog.Logger) *outage { return &outage{server: server, log: log} }
-
-// note takes the error of one request to the server, or nil.
-func (o *outage) note(err error) {
+// note takes the error of one use of the server, or nil. It ignores errors that are no
+// sign of an outage, and those of clients that hung up.
+func (o *outage) note(ctx context.Context, err error) {
+	isSign := func(sign error) bool { return errors.Is(err, sign) }
+	if err != nil && (ctx.Err() != nil || !slices.ContainsFunc(o.signs, isSign)) {
+		return
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {

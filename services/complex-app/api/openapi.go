@@ -8,9 +8,9 @@ import (
 //go:embed openapi.yaml
 var description []byte
 
-// openAPI answers with the description of all of these requests and answers:
+// handleOpenAPI answers with the description of all of these requests and answers:
 // GET /openapi.yaml.
-func (a *api) openAPI(w http.ResponseWriter, _ *http.Request) error {
+func (a *api) handleOpenAPI(w http.ResponseWriter, _ *http.Request) error {
 	write(w, http.StatusOK, "application/yaml", description) // RFC 9512
 	return nil
 }

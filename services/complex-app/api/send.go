@@ -19,9 +19,9 @@ type accepted struct {
 	contract.Event
 }
 
-// send publishes one event: POST /send with name and content in the query, in a form
-// or in a JSON object. 202 means that RabbitMQ has stored it.
-func (a *api) send(w http.ResponseWriter, r *http.Request) error {
+// handleSend publishes one event: POST /send with name and content in the query, in a
+// form or in a JSON object. 202 means that RabbitMQ has stored it.
+func (a *api) handleSend(w http.ResponseWriter, r *http.Request) error {
 	event, err := readEvent(w, r)
 	if err != nil {
 		return err
@@ -33,22 +33,30 @@ func (a *api) send(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	// RabbitMQ gets the event whether or not the client still waits for the answer
-	ctx := context.WithoutCancel(r.Context())
-	err = a.publisher.Publish(ctx, contract.Message{Event: event, ID: id, SentAt: time.Now()})
-	a.rabbitMQ.note(err)
-	if err != nil {
-		return unsent{id, err}
+	if err := a.publish(r.Context(), contract.Message{Event: event, ID: id, SentAt: time.Now()}); err != nil {
+		return err
 	}
-	a.log.DebugContext(ctx, "accepted an event", "id", id)
-	return writeJSON(w, http.StatusAccepted, accepted{ID: id, Event: event})
+	a.log.DebugContext(r.Context(), "accepted an event", "id", id)
+	return writeJSON(w, http.StatusAccepted, jsonType, accepted{ID: id, Event: event})
+}
+
+// publish returns nil once RabbitMQ has stored the message, and an unsent otherwise. It
+// goes on when the client no longer waits for the answer.
+func (a *api) publish(ctx context.Context, m contract.Message) error {
+	ctx = context.WithoutCancel(ctx)
+	err := a.publisher.Publish(ctx, m)
+	a.rabbitMQ.note(ctx, err)
+	if err != nil {
+		return unsent{m.ID, err}
+	}
+	return nil
 }
 
 // readEvent takes the event from the body, or from the query when there is no body.
 // Both at once would leave one of them out, and is an error.
 func readEvent(w http.ResponseWriter, r *http.Request) (contract.Event, error) {
 	if len(r.URL.RawQuery) > maxRequestBytes {
-		return contract.Event{}, tooLarge(maxRequestBytes)
+		return contract.Event{}, tooLarge("query", maxRequestBytes)
 	}
 	body, mediaType, err := readBody(w, r, maxRequestBytes, jsonType, formType)
 	switch {

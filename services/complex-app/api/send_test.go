@@ -107,6 +107,8 @@ func TestSendRefusesBadInput(t *testing.T) {
 		{name: "a key that is not ASCII", query: "?name=a", header: []string{"Idempotency-Key", "ключ"}, detail: "Idempotency-Key"},
 		{name: "a key too long", query: "?name=a", header: []string{"Idempotency-Key", strings.Repeat("k", 256)}, detail: "Idempotency-Key"},
 		{name: "half a quoted key", query: "?name=a", header: []string{"Idempotency-Key", `a"`}, detail: "Idempotency-Key"},
+		{name: "the other half", query: "?name=a", header: []string{"Idempotency-Key", `"a`}, detail: "Idempotency-Key"},
+		{name: "empty quotes", query: "?name=a", header: []string{"Idempotency-Key", `""`}, detail: "Idempotency-Key"},
 		{name: "two keys", query: "?name=a", header: []string{"Idempotency-Key", "a", "Idempotency-Key", "b"}, detail: "Idempotency-Key"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -119,6 +121,9 @@ func TestSendRefusesBadInput(t *testing.T) {
 			}
 			members := requireProblem(t, a, status, c.detail)
 			require.NotContains(t, members, "id")
+			if strings.Contains(c.detail, "compressed") {
+				require.Equal(t, "identity", a.header.Get("Accept-Encoding"))
+			}
 			require.Empty(t, p.published)
 		})
 	}
