@@ -45,7 +45,7 @@ async function post({ key, events }) {
       body: events.map((event) => JSON.stringify(event) + "\n").join(""),
     });
     const answer = await response.json();
-    return response.ok ? { ...answer, errors: answer.errors ?? [] } : none(answer.detail);
+    return "accepted" in answer ? { ...answer, errors: answer.errors ?? [] } : none(answer.detail);
   } catch {
     return none("complex-app did not answer");
   }
