@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	case "":
 		os.Exit(m.Run())
 	case "success":
-		fmt.Println(os.Getenv("POD_NAME"), os.Getenv("RABBITMQ_HOST"), os.Getenv("PATH"))
+		fmt.Println(os.Getenv("POD_NAME"), os.Getenv("RABBITMQ_HOST"), "HOME="+os.Getenv("HOME"), os.Getenv("PATH"))
 	case "volumes": // everything is where the variables and arguments say
 		here, _ := os.Getwd()
 		conf, err := os.ReadFile(os.Getenv("CONF"))
@@ -126,7 +126,7 @@ func TestJobSucceeds(t *testing.T) {
 	require.False(t, j.Finished.Before(j.Started))
 	log, err := os.ReadFile(s.logFile(&j))
 	require.NoError(t, err)
-	require.Equal(t, j.Pod+" override \n", string(log), "the pod's name, the override, and nothing of this environment")
+	require.Equal(t, j.Pod+" override HOME= "+os.Getenv("PATH")+"\n", string(log), "the pod's name, the override, and nothing of this environment but its PATH")
 	require.Equal(t, 1, l.count("job started"))
 	require.Equal(t, 1, l.count("job succeeded"))
 }
