@@ -10,7 +10,8 @@ import (
 )
 
 // This file is yours: replace it, and you have a worker of your own. The rest of the
-// package calls nothing here but work and the settings.
+// package calls nothing here but work and the settings. docs/your-own-worker.md has a
+// whole example.
 
 // workSettings are the variables that work needs, beside those of the worker. They are
 // read and checked once, when the process starts.

@@ -82,7 +82,6 @@ func TestThePage(t *testing.T) {
 // follow does what the page's reader does with a block, and checks what came of it.
 func (r *reader) follow(t *testing.T, b block) {
 	first := b.first()
-	needs, isNeed := strings.CutPrefix(first, "needs ")
 	switch {
 	case b.language == "diff":
 		r.edit(t, first, b)
@@ -93,9 +92,9 @@ func (r *reader) follow(t *testing.T, b block) {
 		if filepath.Ext(path) == ".go" {
 			r.run(t, "test -z \"$(gofmt -l "+first+")\"")
 		}
-	case needs == "root":
+	case first == "as root":
 		install(t, b.text)
-	case isNeed:
+	case strings.HasPrefix(first, "needs "):
 		r.run(t, "bash -n <<'BLOCK'\n"+b.text+"BLOCK\n")
 	case first == "in one terminal":
 		r.stop()
@@ -118,6 +117,10 @@ func (r *reader) check(t *testing.T, b block) {
 	switch {
 	case strings.Contains(b.text, "go vet ./services/processor-job"):
 		r.run(t, "CGO_ENABLED=0 go build -trimpath -o bin/rows ./services/processor-job")
+		rest := exec.Command("go", "test", "./services/processor-job") // on the servers of this test
+		rest.Dir = r.dir
+		out, err := rest.CombinedOutput()
+		require.NoError(t, err, "%s", out)
 		t.Run("rows", func(t *testing.T) { testRows(t, filepath.Join(r.dir, "bin/rows")) })
 	case strings.Contains(b.text, "/dead-letters"):
 		r.eventually(t, "one two three done 1; bad failed 5 the dictionary is not available; never failed 1 not a text; panic failed 5 work panicked: no such word")
