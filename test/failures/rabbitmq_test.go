@@ -414,9 +414,9 @@ func TestTheQueueOfAnEarlierVersion(t *testing.T) {
 	t.Parallel()
 	q, db := contracttest.RabbitMQ(t), contracttest.MongoDB(t)
 	ch := contracttest.Channel(t, q)
-	for name, arguments := range map[string]amqp.Table{ // without the delayed retry
+	for name, arguments := range map[string]amqp.Table{ // without the delayed retry, which 4.3 compares, and with another limit
 		q.DeadQueue(): {amqp.QueueTypeArg: amqp.QueueTypeQuorum, "x-delivery-limit": 1_000_000_000},
-		q.Queue: {amqp.QueueTypeArg: amqp.QueueTypeQuorum, "x-delivery-limit": 4, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": q.DeadQueue(),
+		q.Queue: {amqp.QueueTypeArg: amqp.QueueTypeQuorum, "x-delivery-limit": 9, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": q.DeadQueue(),
 			"x-dead-letter-strategy": "at-least-once", amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish},
 	} {
 		_, err := ch.QueueDeclare(name, true, false, false, false, arguments)
