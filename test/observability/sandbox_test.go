@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	patience = time.Minute
+	patience = 3 * time.Minute // RabbitMQ alone takes a minute to start on a busy machine
 	tick     = 200 * time.Millisecond
 	grace    = 20 * time.Second
 )
