@@ -38,7 +38,7 @@ func (o outage) run(t *testing.T) {
 	s, err := scaler.New(scaler.Config{
 		Job: job, Processor: program("processor-job"), Dir: t.TempDir(),
 		Env: map[string]string{
-			"RABBITMQ_HOST": q.Host, "RABBITMQ_PORT": string(q.Port), "RABBITMQ_USER": q.User, "RABBITMQ_PASSWORD": q.Password, "RABBITMQ_QUEUE": q.Queue,
+			"RABBITMQ_HOST": q.Host, "RABBITMQ_PORT": string(q.Port), "RABBITMQ_USER": q.User, "RABBITMQ_PASSWORD": q.Password, "RABBITMQ_QUEUE": q.Queue, "RABBITMQ_RETRY_MIN": q.RetryMin.String(),
 			"MONGODB_HOST": linked.Host, "MONGODB_PORT": string(linked.Port), "MONGODB_USER": db.User, "MONGODB_PASSWORD": db.Password,
 			"MONGODB_COLLECTION": db.Collection, "PROCESSING_TIME": "50ms", "RETRY_TIMEOUT": o.retry.String(),
 		},
