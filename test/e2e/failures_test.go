@@ -42,12 +42,18 @@ func TestFailures(t *testing.T) {
 // stopped at it on a busy machine, and has KEDA keep all finished Jobs, so that they
 // can be counted.
 func countable(t *testing.T, c cluster) {
-	for _, kind := range []string{"successful", "failed"} {
-		edit(t, c.scaledJob(), kind+"JobsHistoryLimit: 5", kind+"JobsHistoryLimit: 500")
-	}
+	c.keepAllJobs(t)
 	edit(t, c.scaledJob(), "value: 20s\n", "value: 40s\n")
 	application(t, c)
 	c.startClient(t)
+}
+
+// keepAllJobs has KEDA keep all finished Jobs, so that they can be counted.
+func (c cluster) keepAllJobs(t *testing.T) {
+	t.Helper()
+	for _, kind := range []string{"successful", "failed"} {
+		edit(t, c.scaledJob(), kind+"JobsHistoryLimit: 5", kind+"JobsHistoryLimit: 500")
+	}
 }
 
 func (c cluster) scaledJob() string { return filepath.Join(c.Dir, "deploy", "processor-job.yaml") }

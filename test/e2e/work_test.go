@@ -26,9 +26,7 @@ func TestWorkThatFails(t *testing.T) {
 }
 
 func failing(t *testing.T, c cluster) {
-	for _, kind := range []string{"successful", "failed"} {
-		edit(t, c.scaledJob(), kind+"JobsHistoryLimit: 5", kind+"JobsHistoryLimit: 500")
-	}
+	c.keepAllJobs(t)
 	edit(t, c.scaledJob(), "value: 20s\n", "value: 1s\n")
 	edit(t, c.scaledJob(), "value: \"0\"\n", "value: \"1\"\n")
 	application(t, c)
@@ -48,7 +46,7 @@ func eachAttemptOneJob(t *testing.T, c cluster) {
 		attempts += r.Attempts
 		require.LessOrEqual(t, r.Attempts, maxAttempts)
 	}
-	out, err := c.curl(t.Context(), "http://complex-app-keda-service/dead-letters")
+	out, err := c.curl(t.Context(), "--fail", service+"/dead-letters")
 	require.NoError(t, err)
 	var dead []struct {
 		ID, Reason string
