@@ -84,13 +84,10 @@ func (s *Store) Changed(ctx context.Context, after time.Time, limit int64, state
 }
 
 // Finished yields the records that are done, the first that became so first,
-// without their name and content. With a time, only those that were done then or
-// later, by the server's clock. A record that is done never changes again.
+// without their name and content: those that were done at the given time or later, by
+// the server's clock. A record that is done never changes again.
 func (s *Store) Finished(ctx context.Context, since time.Time) iter.Seq2[Record, error] {
-	filter := bson.D{{Key: "status", Value: Done}}
-	if !since.IsZero() {
-		filter = append(filter, bson.E{Key: "changedAt", Value: bson.D{{Key: "$gte", Value: since}}})
-	}
+	filter := bson.D{{Key: "status", Value: Done}, {Key: "changedAt", Value: bson.D{{Key: "$gte", Value: since}}}}
 	return s.read(ctx, filter, options.Find().
 		SetSort(bson.D{{Key: "changedAt", Value: 1}}).
 		SetProjection(bson.D{{Key: "name", Value: 0}, {Key: "content", Value: 0}}).
