@@ -226,9 +226,11 @@ func TestAMessageThatKillsItsWorker(t *testing.T) {
 	kills := 0
 	ch := contracttest.Channel(t, q)
 	for n := range 4 * maxAttempts {
-		state, err := ch.QueueDeclarePassive(q.Queue, true, false, false, false, nil)
+		waiting, err := ch.QueueDeclarePassive(q.Queue, true, false, false, false, nil)
 		require.NoError(t, err)
-		if state.Messages == 0 {
+		dead, err := ch.QueueDeclarePassive(q.DeadQueue(), true, false, false, false, nil)
+		require.NoError(t, err)
+		if waiting.Messages == 0 && dead.Messages == 1 { // one that RabbitMQ holds back is in neither
 			break
 		}
 		j := startJob(t, fmt.Sprint("job-", n), q, db, "PROCESSING_TIME=1s", "CLAIM_TIMEOUT=5s")

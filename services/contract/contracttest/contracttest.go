@@ -5,6 +5,7 @@ package contracttest
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"testing"
 	"time"
 
@@ -76,22 +77,30 @@ func Store(t testing.TB) *records.Store {
 // Channel opens a raw channel, for what the contract itself does not offer.
 func Channel(t testing.TB, c queue.Config) *amqp.Channel {
 	t.Helper()
-	conn, err := queue.Dial(context.Background(), c, t.Name())
-	require.NoError(t, err, howTo)
-	t.Cleanup(func() { _ = conn.Close() })
-	ch, err := conn.Channel()
+	ch, err := dial(t, c).Channel()
 	require.NoError(t, err)
 	return ch
+}
+
+// dial has more patience than the services: on a busy machine a login takes seconds.
+func dial(t testing.TB, c queue.Config) *amqp.Connection {
+	t.Helper()
+	for began := time.Now(); ; {
+		conn, err := queue.Dial(context.Background(), c, t.Name())
+		if errors.Is(err, context.DeadlineExceeded) && time.Since(began) < Patience {
+			continue
+		}
+		require.NoError(t, err, howTo)
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
 }
 
 // RabbitMQIsAtLeast reports whether the broker's version is at least the given one,
 // such as 4.3.
 func RabbitMQIsAtLeast(t testing.TB, c queue.Config, version string) bool {
 	t.Helper()
-	conn, err := queue.Dial(context.Background(), c, t.Name())
-	require.NoError(t, err, howTo)
-	defer func() { _ = conn.Close() }()
-	return semver.Compare("v"+conn.Properties["version"].(string), "v"+version) >= 0
+	return semver.Compare("v"+dial(t, c).Properties["version"].(string), "v"+version) >= 0
 }
 
 // Consumer returns a connected consumer.

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-	"golang.org/x/mod/semver"
 )
 
 var (
@@ -20,19 +19,16 @@ var (
 )
 
 const (
-	// copyRound is how many dead letters are taken and copied at a time. All of their
-	// bodies may be in memory.
-	copyRound = 200
-	// maxHeld is how many are held at a time where they need not be copied.
-	maxHeld = 1000
+	// A visit takes letters in rounds, the first of one letter. Each next round may have
+	// twice as many, as long as they would have no more than roundBytes in all if they
+	// were like the last ones: the bodies of a round are in memory together.
+	maxRound   = 256
+	roundBytes = 1 << 20
 	// lockPause is how often a visitor tries to get the lock that another process has.
 	// Each try is an error in RabbitMQ's log.
 	lockPause = 250 * time.Millisecond
-	// returnPause is how often a visitor counts the letters that it has given back.
-	returnPause = 10 * time.Millisecond
-	// patience bounds the wait for letters that were counted and do not come, and for
-	// those that were given back. It is also what a visit may still take when its
-	// context has ended.
+	// patience bounds the wait for letters that were counted and do not come. It is also
+	// what a visit may still take when its context has ended.
 	patience = 5 * time.Second
 )
 
@@ -41,12 +37,11 @@ const (
 // goroutines may use it: they are served one at a time.
 //
 // AMQP cannot read a message without taking it, and a message that is given back counts
-// as delivered. Our queue has no limit for that, but the delivery limit of an operator's
-// policy wins, and RabbitMQ then drops the letter. So a look must not be counted.
-// RabbitMQ 4.3 and later do not count a basic.nack. With older versions each letter is
-// replaced by a copy, which is in the queue before the letter is removed: a crash between
-// the two leaves both, under one id. A letter that a crash gave back, which is counted,
-// is replaced by a copy at the next look.
+// as delivered, before RabbitMQ 4.3 always. Our queue has no limit for that, but the
+// delivery limit of an operator's policy wins, and RabbitMQ then drops the letter. So a
+// letter that was seen is replaced by a copy, at the end of the queue, which nobody has
+// counted. The copy is there before the letter is removed: a crash between the two
+// leaves both, under one id.
 type DeadLetters struct {
 	cfg  Config
 	name string
@@ -57,7 +52,6 @@ type DeadLetters struct {
 	// not come to when their channel is closed.
 	ch       *amqp.Channel
 	returned <-chan amqp.Return // has room for a whole round, or the library would block
-	nackFree bool               // RabbitMQ does not count a basic.nack
 	rounds   int
 }
 
@@ -80,8 +74,7 @@ func (d *DeadLetters) Close() {
 }
 
 // List returns up to limit dead letters, sorted by the time of their death, and leaves
-// them in their queue. They are the oldest ones. Before RabbitMQ 4.3, which has copies
-// at its end after a look, a queue of more than limit shows others the next time.
+// them in their queue. When there are more than limit, the next call returns others.
 func (d *DeadLetters) List(ctx context.Context, limit int) ([]DeadLetter, error) {
 	found := []DeadLetter{}
 	_, err := d.visit(ctx, limit, func(l amqp.Delivery) fate {
@@ -102,15 +95,8 @@ func (d *DeadLetters) Redrive(ctx context.Context, id string) (int, error) {
 
 // Discard removes the dead letter with the given id, or all of them when the id is
 // empty, and returns how many it removed, also with an error.
-func (d *DeadLetters) Discard(ctx context.Context, id string) (n int, err error) {
-	if id != "" {
-		return d.remove(ctx, id, discard)
-	}
-	err = d.alone(ctx, func() (err error) {
-		n, err = d.ch.QueuePurge(d.cfg.DeadQueue(), false)
-		return err
-	})
-	return n, err
+func (d *DeadLetters) Discard(ctx context.Context, id string) (int, error) {
+	return d.remove(ctx, id, discard)
 }
 
 // remove goes on when it has found the id: there may be a second copy.
@@ -136,135 +122,91 @@ const (
 	discard
 )
 
-// visit is one walk along the dead letters.
-type visit struct {
-	*DeadLetters
-	see  func(amqp.Delivery) fate
-	hold bool // give letters that are kept back at the end, in place of copies
-
-	seen, held, removed int
-}
-
 // visit shows the first letters, at most limit, to see. It returns how many of them were
 // removed.
-func (d *DeadLetters) visit(ctx context.Context, limit int, see func(amqp.Delivery) fate) (int, error) {
-	v := visit{DeadLetters: d, see: see}
-	err := d.alone(ctx, func() error {
-		total, err := d.count()
+func (d *DeadLetters) visit(ctx context.Context, limit int, see func(amqp.Delivery) fate) (removed int, err error) {
+	err = d.alone(ctx, func() error {
+		dead, err := d.ch.QueueDeclarePassive(d.cfg.DeadQueue(), true, false, false, false, nil)
 		if err != nil {
 			return err
 		}
-		// no more than are there now: one that is sent back may die again
-		limit, size := min(limit, total), copyRound
-		if v.hold = d.nackFree && limit <= maxHeld; v.hold {
-			size = maxHeld
-		}
-		for before := -1; before < v.seen && v.seen < limit && ctx.Err() == nil; {
-			before = v.seen // when a round sees none, somebody else has taken the rest
-			if err := v.round(min(size, limit-v.seen)); err != nil {
+		// no more than are there now: a copy must not be seen, and one that is sent back
+		// may die again
+		left := min(limit, dead.Messages)
+		for size := 1; left > 0 && ctx.Err() == nil; {
+			r, err := d.round(min(size, left), see)
+			removed += r.removed
+			if err != nil || r.seen == 0 { // somebody else has taken the rest
 				return err
 			}
+			left -= r.seen
+			size = max(1, min(2*size, maxRound, r.seen*roundBytes/max(1, r.bytes)))
 		}
-		if v.held > 0 {
-			if err := v.giveBack(total - v.removed); err != nil {
-				return err
-			}
-		}
-		if v.seen < limit && ctx.Err() != nil {
+		if left > 0 {
 			return fmt.Errorf("%w: %w", ErrCutShort, context.Cause(ctx))
 		}
 		return nil
 	})
-	return v.removed, err
+	return removed, err
 }
+
+// round is what became of some letters.
+type round struct{ seen, bytes, removed int }
 
 // round takes up to n letters and finishes with them, so that a visit can end after each
 // round.
-func (v *visit) round(n int) error {
+func (d *DeadLetters) round(n int, see func(amqp.Delivery) fate) (r round, err error) {
 	// A prefetch of n and no acknowledgement before the cancel: RabbitMQ delivers n
 	// letters and no more. To get them one by one would take a round trip each.
-	if err := v.ch.Qos(n, 0, false); err != nil {
-		return err
+	if err := d.ch.Qos(n, 0, false); err != nil {
+		return r, err
 	}
-	v.rounds++ // RabbitMQ 3.10 crashes on the tag of a consumer that has open acknowledgements
-	tag := fmt.Sprint("dead-letters-", v.rounds)
-	letters, err := v.ch.Consume(v.cfg.DeadQueue(), tag, false, false, false, false, nil)
+	d.rounds++ // RabbitMQ 3.10 crashes on the tag of a consumer that has open acknowledgements
+	tag := fmt.Sprint("dead-letters-", d.rounds)
+	letters, err := d.ch.Consume(d.cfg.DeadQueue(), tag, false, false, false, false, nil)
 	if err != nil {
-		return err
+		return r, err
 	}
-	var (
-		done    []uint64 // the tags of letters that need not come back
-		copies  []*amqp.DeferredConfirmation
-		removed int
-	)
-	cancel := func() { _ = v.ch.Cancel(tag, false) } // which ends the loop
+	cancel := func() { _ = d.ch.Cancel(tag, false) } // which ends the loop
 	stalled := time.AfterFunc(patience, cancel)      // somebody else has taken the rest
 	defer stalled.Stop()
-	taken := 0
+	removed := 0
+	var copies []*amqp.DeferredConfirmation
 	for l := range letters {
 		stalled.Reset(patience)
-		if taken++; taken == n {
+		r.seen++
+		r.bytes += len(l.Body)
+		if r.seen == n {
 			cancel()
 		}
-		v.seen++
-		to := v.see(l)
-		if to == keep && v.hold && header[int64](l, deliveryCount) == 0 {
-			v.held++
-			continue
-		}
-		done = append(done, l.DeliveryTag)
-		key, m := v.cfg.DeadQueue(), republish(l)
-		if to == redrive {
-			key, m = v.cfg.Queue, revive(l, v.cfg.MaxAttempts)
-		}
-		if to != keep {
+		key, m := d.cfg.DeadQueue(), republish(l)
+		switch see(l) {
+		case discard:
 			removed++
+			continue
+		case redrive:
+			removed++
+			key, m = d.cfg.Queue, revive(l, d.cfg.MaxAttempts)
 		}
-		if to != discard {
-			confirmation, err := v.ch.PublishWithDeferredConfirm("", key, true, false, m)
-			if err != nil {
-				return err
-			}
-			copies = append(copies, confirmation)
+		confirmation, err := d.ch.PublishWithDeferredConfirm("", key, true, false, m)
+		if err != nil {
+			return r, err
 		}
+		copies = append(copies, confirmation)
 	}
 	for _, confirmation := range copies {
 		if !confirmation.Wait() {
-			return ErrUnconfirmed
+			return r, ErrUnconfirmed
 		}
 	}
-	if len(v.returned) > 0 {
-		return errors.New("a queue is gone")
+	if len(d.returned) > 0 {
+		return r, errors.New("a queue is gone")
 	}
-	if v.held == 0 {
-		err = v.ch.Ack(0, true) // one for all is much faster
+	if err := d.ch.Ack(0, true); err != nil { // all of them
+		return r, err
 	}
-	for i := 0; i < len(done) && v.held > 0 && err == nil; i++ {
-		err = v.ch.Ack(done[i], false)
-	}
-	if err == nil {
-		v.removed += removed
-	}
-	return err
-}
-
-// giveBack returns the letters that are held and waits until so many are in the queue:
-// the next visitor would miss those that are still on their way.
-func (v *visit) giveBack(want int) error {
-	err := v.ch.Nack(0, true, true) // all of them
-	for deadline := time.Now().Add(patience); err == nil && time.Now().Before(deadline); {
-		var n int
-		if n, err = v.count(); n >= want {
-			break
-		}
-		<-time.After(returnPause)
-	}
-	return err
-}
-
-func (d *DeadLetters) count() (int, error) {
-	q, err := d.ch.QueueDeclarePassive(d.cfg.DeadQueue(), true, false, false, false, nil)
-	return q.Messages, err
+	r.removed = removed
+	return r, nil
 }
 
 // alone calls do when nobody else, here or in another process, visits the dead letters.
@@ -276,8 +218,11 @@ func (d *DeadLetters) alone(ctx context.Context, do func() error) (err error) {
 	case <-ctx.Done():
 		return fmt.Errorf("%w: others look at them: %w", ErrCutShort, context.Cause(ctx))
 	}
-	if d.conn == nil || d.conn.IsClosed() {
-		if err := d.connect(ctx); err != nil {
+	if d.probe() != nil { // there is no connection yet, or it was lost since the last visit
+		if err = d.connect(ctx); err == nil {
+			err = d.probe()
+		}
+		if err != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 	}
@@ -291,10 +236,7 @@ func (d *DeadLetters) alone(ctx context.Context, do func() error) (err error) {
 		}
 	})()
 	defer close(ended)
-	var unlock func() error
-	if err = d.probe(); err == nil {
-		unlock, err = d.lock(ctx)
-	}
+	unlock, err := d.lock(ctx)
 	if err == nil {
 		err = do()
 		if err == nil || errors.Is(err, ErrCutShort) {
@@ -308,11 +250,11 @@ func (d *DeadLetters) alone(ctx context.Context, do func() error) (err error) {
 	return err
 }
 
-func (d *DeadLetters) connect(ctx context.Context) (err error) {
-	if d.conn, err = Dial(ctx, d.cfg, d.name); err != nil {
+func (d *DeadLetters) connect(ctx context.Context) error {
+	conn, err := Dial(ctx, d.cfg, d.name)
+	if err != nil {
 		return err
 	}
-	conn := d.conn
 	defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })()
 	// An alarm would hold up what was begun until its end.
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
@@ -321,20 +263,21 @@ func (d *DeadLetters) connect(ctx context.Context) (err error) {
 			_ = conn.CloseDeadline(time.Now())
 		}
 	}()
-	d.ch, err = openChannel(conn, d.cfg)
+	ch, err := openChannel(conn, d.cfg)
 	if err != nil {
 		_ = conn.CloseDeadline(time.Now().Add(closeTimeout))
 		return err
 	}
-	d.returned = d.ch.NotifyReturn(make(chan amqp.Return, maxHeld))
-	version, _ := conn.Properties["version"].(string)
-	d.nackFree = semver.Compare("v"+version, "v4.3") >= 0
+	d.conn, d.ch, d.returned = conn, ch, ch.NotifyReturn(make(chan amqp.Return, maxRound))
 	return nil
 }
 
 // probe publishes a message that goes nowhere. RabbitMQ tells of an alarm only those who
 // publish, and better before they have taken letters.
 func (d *DeadLetters) probe() error {
+	if d.ch == nil {
+		return amqp.ErrClosed
+	}
 	confirmation, err := d.ch.PublishWithDeferredConfirm("", d.cfg.lockQueue(), false, false, amqp.Publishing{})
 	if err == nil && !confirmation.Wait() {
 		err = ErrUnconfirmed

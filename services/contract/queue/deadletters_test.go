@@ -96,6 +96,7 @@ type line struct {
 	config      queue.Config
 	connections atomic.Int64
 	left        atomic.Int64 // bytes until the cut, in both directions
+	last        atomic.Pointer[net.Conn]
 }
 
 func newLine(t *testing.T, c queue.Config) *line {
@@ -115,6 +116,7 @@ func newLine(t *testing.T, c queue.Config) *line {
 				return
 			}
 			l.connections.Add(1)
+			l.last.Store(&near)
 			far, err := net.Dial("tcp", net.JoinHostPort(c.Host, string(c.Port)))
 			if err != nil {
 				_ = near.Close()
@@ -128,6 +130,9 @@ func newLine(t *testing.T, c queue.Config) *line {
 }
 
 func (l *line) cutAfter(n int) { l.left.Store(int64(n)) }
+
+// cut ends the last connection.
+func (l *line) cut() { _ = (*l.last.Load()).Close() }
 
 func (l *line) carry(from, to net.Conn) {
 	defer from.Close()
@@ -396,6 +401,22 @@ func TestALostConnectionLosesNoDeadLetter(t *testing.T) {
 		}
 		return len(ids) == letters
 	}, contracttest.Patience, contracttest.Tick)
+}
+
+// A connection that was lost between two visits is no reason to fail.
+func TestAVisitorConnectsAgain(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	bury(t, c, 3, nil)
+	line := newLine(t, c)
+	d := deadLetters(t, line.config)
+	for visit := range 3 {
+		dead, err := d.List(t.Context(), 10)
+		require.NoError(t, err)
+		require.Len(t, dead, 3)
+		require.EqualValues(t, visit+1, line.connections.Load())
+		line.cut()
+	}
 }
 
 func TestManyVisitorsUseOneConnection(t *testing.T) {
