@@ -18,7 +18,7 @@ import (
 // What is kept, at most.
 const (
 	window     = 1000 // records
-	maxDead    = 200  // dead letters, the oldest ones
+	maxDead    = 200  // dead letters
 	maxSamples = 2000 // changes of the queue's depth
 	maxRuns    = 10   // attempts of one message
 	maxBytes   = 300  // of a name, a content, an error, a body, a reason
@@ -215,7 +215,7 @@ func byAge(a, b record) int {
 
 // needsDead says whether the dead letters have to be listed: when two of these are so.
 // There are more or fewer than were listed; the list is old, and as many may be others;
-// somebody watches. Listing is not free: on some brokers it counts as a delivery.
+// somebody watches. Listing is not free: each of them is replaced by a copy.
 func (s *state) needsDead() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
