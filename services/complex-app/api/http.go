@@ -17,6 +17,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
+	"golang.org/x/sync/semaphore"
 
 	"keda-p2/services/contract"
 )
@@ -55,20 +56,21 @@ func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http
 }
 
 // throttle lets n requests through at a time.
-func throttle(n int) func(http.Handler) http.Handler {
-	places := make(chan struct{}, n)
+func throttle(n int64) func(http.Handler) http.Handler {
+	places := semaphore.NewWeighted(n)
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			select {
-			case places <- struct{}{}:
-				defer func() { <-places }()
-				next.ServeHTTP(w, r)
-				return
-			case <-time.After(throttleTimeout):
-			case <-r.Context().Done():
+			if !places.TryAcquire(1) {
+				ctx, cancel := context.WithTimeout(r.Context(), throttleTimeout)
+				defer cancel()
+				if places.Acquire(ctx, 1) != nil {
+					setReadDeadline(w, time.Now().Add(readTimeout)) // the server reads the body before it answers
+					newProblem(errBusy).write(w)
+					return
+				}
 			}
-			setReadDeadline(w, time.Now().Add(readTimeout)) // the server reads the body before it answers
-			newProblem(errBusy).write(w)
+			defer places.Release(1)
+			next.ServeHTTP(w, r)
 		})
 	}
 }

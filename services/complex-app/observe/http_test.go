@@ -157,3 +157,17 @@ func TestASpanForEachRequest(t *testing.T) {
 	require.Contains(t, scrape(registry, "application/openmetrics-text"), `# {trace_id="0af7651916cd43dd8448eb211c80319c"}`)
 	require.NotContains(t, shown(registry), "trace_id", "only OpenMetrics has exemplars")
 }
+
+// A client's trace reaches the Job also where this service itself sends no spans.
+func TestTheCallersTraceGoesOnWithoutSpans(t *testing.T) {
+	t.Parallel()
+	var seen []string
+	handler := observe.HTTP(prometheus.NewRegistry(), noop.NewTracerProvider())(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		seen = append(seen, trace.SpanContextFromContext(r.Context()).TraceID().String())
+	}))
+	request := httptest.NewRequest(http.MethodPost, "/send", nil)
+	handler.ServeHTTP(httptest.NewRecorder(), request)
+	request.Header.Set("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+	handler.ServeHTTP(httptest.NewRecorder(), request)
+	require.Equal(t, []string{trace.TraceID{}.String(), "0af7651916cd43dd8448eb211c80319c"}, seen)
+}
