@@ -14,10 +14,27 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 
 	"keda-p2/services/contract/contracttest"
 )
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"complex-app": main})
+}
+
+// What somebody sees who runs the program on a terminal.
+func TestTerminal(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("LOG_FORMAT", "text")
+			return nil
+		},
+	})
+}
 
 // start runs the service on a free port until the test ends or stop is called,
 // which returns the result of run.
@@ -206,14 +223,6 @@ func TestEveryDescribedPathIsServed(t *testing.T) {
 	require.Greater(t, len(paths), 10)
 	for _, path := range paths {
 		require.NotEqual(t, http.StatusNotFound, status(address+strings.Replace(path[1], "{name}", "app.js", 1)), path[1])
-	}
-}
-
-func TestSettings(t *testing.T) {
-	t.Parallel()
-	err := (&settings{ConfirmTimeout: -1}).Validate()
-	for _, variable := range []string{"CONFIRM_TIMEOUT", "SHUTDOWN_TIMEOUT", "RABBITMQ_HOST", "MONGODB_HOST"} {
-		require.ErrorContains(t, err, variable)
 	}
 }
 

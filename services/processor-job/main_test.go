@@ -15,6 +15,7 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
@@ -24,16 +25,42 @@ import (
 	"keda-p2/services/telemetry/telemetrytest"
 )
 
-// The tests run the program itself, as a Job does: the test binary calls main
-// when this variable is set.
-const asProgram = "TEST_RUN_MAIN"
-
+// The tests run the program itself, as a Job does.
 func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
-		main()
-		os.Exit(0) // a Job that returns from main has succeeded
+	testscript.Main(m, map[string]func(){"processor-job": main})
+}
+
+// What somebody sees who runs the program on a terminal.
+func TestTerminal(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			t := env.T().(testing.TB)
+			q, db := contracttest.RabbitMQ(t), contracttest.MongoDB(t)
+			require.NoError(t, contracttest.Consumer(t, q).Close(), "declares the queue")
+			env.Values["put"] = func(id, body string) { put(t, contracttest.Channel(t, q), q, id, body) }
+			env.Vars = append(env.Vars, variables(q, db)...)
+			env.Vars = append(env.Vars, "LOG_FORMAT=text", "CLAIM_TIMEOUT=100ms", "PROBE_ADDR=127.0.0.1:0", "PROCESSING_TIME=0s")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"put": func(s *testscript.TestScript, _ bool, args []string) {
+				s.Value("put").(func(id, body string))(args[0], args[1])
+			},
+		},
+	})
+}
+
+// variables are those of a Job.
+func variables(q queue.Config, db records.Config) []string {
+	return []string{
+		"POD_NAME=processor-job-x",
+		"RABBITMQ_HOST=" + q.Host, "RABBITMQ_PORT=" + string(q.Port), "RABBITMQ_USER=" + q.User, "RABBITMQ_PASSWORD=" + q.Password,
+		"RABBITMQ_QUEUE=" + q.Queue, "RABBITMQ_RETRY_MIN=" + q.RetryMin.String(),
+		"MONGODB_HOST=" + db.Host, "MONGODB_PORT=" + string(db.Port), "MONGODB_USER=" + db.User, "MONGODB_PASSWORD=" + db.Password,
+		"MONGODB_COLLECTION=" + db.Collection,
 	}
-	os.Exit(m.Run())
 }
 
 type job struct {
@@ -47,12 +74,10 @@ func start(t *testing.T, q queue.Config, db records.Config, env ...string) *job 
 	t.Helper()
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	j := &job{cmd: exec.Command(os.Args[0]), probe: "http://" + free.Addr().String() + "/readyz"}
+	j := &job{cmd: exec.Command("processor-job"), probe: "http://" + free.Addr().String() + "/readyz"}
 	require.NoError(t, free.Close())
-	j.cmd.Env = append(os.Environ(), asProgram+"=1", "POD_NAME=processor-job-x",
-		"RABBITMQ_QUEUE="+q.Queue, "RABBITMQ_PORT="+string(q.Port), "RABBITMQ_RETRY_MIN="+q.RetryMin.String(),
-		"MONGODB_COLLECTION="+db.Collection, "MONGODB_PORT="+string(db.Port),
-		"PROBE_ADDR="+free.Addr().String(), "PROCESSING_TIME=0s", "CLAIM_TIMEOUT=0s")
+	j.cmd.Env = append(os.Environ(), variables(q, db)...)
+	j.cmd.Env = append(j.cmd.Env, "PROBE_ADDR="+free.Addr().String(), "PROCESSING_TIME=0s", "CLAIM_TIMEOUT=0s")
 	j.cmd.Env = append(j.cmd.Env, env...)
 	j.cmd.Stdout, j.cmd.Stderr = &j.output, &j.output
 	require.NoError(t, j.cmd.Start())
@@ -98,7 +123,7 @@ func setup(t *testing.T) (queue.Config, records.Config, *amqp.Channel) {
 }
 
 // put returns when the message waits, as a Job here does not wait for it.
-func put(t *testing.T, ch *amqp.Channel, q queue.Config, id, body string) {
+func put(t testing.TB, ch *amqp.Channel, q queue.Config, id, body string) {
 	t.Helper()
 	require.NoError(t, ch.Confirm(false))
 	confirmation, err := ch.PublishWithDeferredConfirm("", q.Queue, true, false, amqp.Publishing{MessageId: id, Body: []byte(body)})
@@ -134,15 +159,6 @@ func TestItTakesOneMessageOnly(t *testing.T) {
 	require.Equal(t, "record0", all[0].Name)
 	require.Equal(t, "processor-job-x", all[0].Job)
 	require.Equal(t, records.Done, all[0].Status)
-}
-
-func TestAnEmptyQueueIsNotAFailure(t *testing.T) {
-	t.Parallel()
-	q, db, _ := setup(t)
-	code, last := start(t, q, db, "CLAIM_TIMEOUT=100ms").wait(t)
-	require.Zero(t, code)
-	require.Contains(t, last, "the queue is empty")
-	require.Empty(t, stored(t, db))
 }
 
 func TestReadyFromTheClaimOnAndStoppedWhileWorking(t *testing.T) {
@@ -313,18 +329,6 @@ func TestSeveralMessagesThenTheExit(t *testing.T) {
 	require.Zero(t, code)
 	require.Equal(t, 2, countDone(stored(t, db)))
 	contracttest.Waiting(t, ch, q.Queue, 1)
-}
-
-func TestBadConfiguration(t *testing.T) {
-	t.Parallel()
-	q, db, _ := setup(t)
-	code, last := start(t, q, db, "PROCESSING_TIME=20", "RETRY_TIMEOUT=0s", "MESSAGES=many", "LOG_LEVEL=loud", "LOG_FORMAT=xml", "FAILURE_RATE=2", "RABBITMQ_PORT=amqp://user:secret@10.0.0.1:5672").wait(t)
-	require.Equal(t, 1, code)
-	for _, problem := range []string{"PROCESSING_TIME", "RETRY_TIMEOUT: is not positive", `MESSAGES: "many" is not a whole number`, `LOG_LEVEL: "loud" is not one of debug`,
-		`LOG_FORMAT: "xml" is not one of auto, json and text`, "FAILURE_RATE: is not from 0 to 1", "RABBITMQ_PORT: is not a port"} {
-		require.Contains(t, last, problem)
-	}
-	require.NotContains(t, last, "secret")
 }
 
 // The spans of two Jobs: one that is told to stop, and the one that then does it.

@@ -21,7 +21,7 @@ import (
 const (
 	// Patience is how long a test waits for what must happen, and Tick how often
 	// it looks.
-	Patience = 20 * time.Second
+	Patience = time.Minute
 	Tick     = 20 * time.Millisecond
 
 	howTo = "this test needs RabbitMQ and MongoDB: run it with make test (PKG=./… RUN=TestName picks some)"
