@@ -297,15 +297,3 @@ func TestLoadWhole(t *testing.T) {
 	require.Equal(t, "processor-job", j.Name)
 	require.Equal(t, []string{"the ScaledJob thumbnails is not run, only processor-job is"}, j.Notes)
 }
-
-func TestLoadNamesUnreadableFiles(t *testing.T) {
-	t.Parallel()
-	dir := folder(t, map[string]string{"job.yaml": scaledJob, "others.yaml": others})
-	require.NoError(t, os.Chmod(filepath.Join(dir, "job.yaml"), 0))
-	if os.Getuid() == 0 {
-		t.Skip("root may read everything")
-	}
-	_, err := Load(dir)
-	require.ErrorContains(t, err, "holds 0 ScaledJobs")
-	require.ErrorContains(t, err, "job.yaml: permission denied")
-}
