@@ -40,11 +40,13 @@ func newCluster(t *testing.T) cluster {
 	tutorial.NeedProgram(t, "kubectl")
 
 	dir := filepath.Join(t.TempDir(), "keda-p2")
+	// two of them may be made within a second
+	namespace := fmt.Sprintf("keda-p2-e2e-%d", time.Now().UnixMilli())
 	c := cluster{
-		Shell:     tutorial.Shell{Dir: dir, Env: []string{"KUBECONFIG=" + filepath.Join(dir, "kubeconfig")}},
-		namespace: fmt.Sprintf("keda-p2-e2e-%d", time.Now().Unix()),
+		Shell:     tutorial.Shell{Dir: dir, Env: []string{"KUBECONFIG=" + filepath.Join(dir, "kubeconfig"), "NAMESPACE=" + namespace}},
+		namespace: namespace,
 	}
-	copyProject(t, dir, c.namespace)
+	copyProject(t, dir)
 
 	// The tutorial's commands name no namespace, so the current one must be ours:
 	// in a copy of the configuration, not in the user's.
@@ -60,25 +62,12 @@ func newCluster(t *testing.T) cluster {
 }
 
 // copyProject copies what the tutorial uses, so that build-images.sh changes no
-// file of the working tree, and does what the tutorial and deploy/00-secret.yaml
-// tell the reader to edit.
-func copyProject(t *testing.T, dir, namespace string) {
+// file of the working tree, and does what the tutorial tells the reader to edit.
+func copyProject(t *testing.T, dir string) {
 	t.Helper()
-	root := tutorial.Root(t)
-	for _, folder := range []string{"deploy", "services"} {
-		require.NoError(t, os.CopyFS(filepath.Join(dir, folder), os.DirFS(filepath.Join(root, folder))))
-	}
-	require.NoError(t, os.RemoveAll(filepath.Join(dir, "deploy", "00-registry-secret.yaml")))
-
-	script, err := os.ReadFile(filepath.Join(root, "build-images.sh"))
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "build-images.sh"), script, 0o700))
+	copyTree(t, dir)
 	for _, name := range []string{"REPO", "LOGIN", "PASSWORD"} {
-		quoted := strings.ReplaceAll(os.Getenv(name), `'`, `'\''`)
-		edit(t, filepath.Join(dir, "build-images.sh"), "\n"+name+"='<"+name+">'", "\n"+name+"='"+quoted+"'")
-	}
-	for _, protocol := range []string{"amqp", "http"} { // KEDA's addresses
-		edit(t, filepath.Join(dir, "deploy", "00-secret.yaml"), protocol+"://rabbitmq.default.svc", protocol+"://rabbitmq."+namespace+".svc")
+		edit(t, filepath.Join(dir, "build-images.sh"), "\n"+name+"='<"+name+">'", "\n"+name+"="+quote(os.Getenv(name)))
 	}
 }
 
@@ -90,6 +79,9 @@ func edit(t *testing.T, file, from, to string) {
 	require.Equal(t, 1, strings.Count(string(text), from), "%q in %s", from, file)
 	require.NoError(t, os.WriteFile(file, []byte(strings.Replace(string(text), from, to, 1)), 0o600))
 }
+
+// quote quotes a text for the shell.
+func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
 // remove deletes the namespace. A failed test first tells what stood in it.
 func (c cluster) remove(ctx context.Context, t *testing.T) {

@@ -37,6 +37,7 @@ func TestTutorial(t *testing.T) {
 		{"the article's line without quotes works", unquoted},
 		{"an event survives the loss of its pod", podLost},
 		{"the article's own ScaledJob works as printed", articleScaledJob},
+		{"a drain ends on a single node, and leaves a replica where there are several", drained},
 		{"no request fails while complex-app is restarted", rollingRestart},
 	})
 }
@@ -78,7 +79,7 @@ func images(t *testing.T, c cluster) {
 }
 
 func infrastructure(t *testing.T, c cluster) {
-	c.Run(t, "kubectl", "apply", "-f", "deploy/infrastructure/")
+	c.Run(t, "kubectl", "apply", "-f", "deploy/00-secret.yaml", "-f", "deploy/infrastructure/")
 	for _, server := range []string{"statefulset/rabbitmq", "statefulset/mongodb"} {
 		c.Run(t, "kubectl", "rollout", "status", server, "--timeout", "5m")
 	}
@@ -87,7 +88,9 @@ func infrastructure(t *testing.T, c cluster) {
 func application(t *testing.T, c cluster) {
 	applied := c.Run(t, "kubectl", "apply", "-f", "deploy/")
 	require.Contains(t, applied, "secret/cloud-registry-secret created")
-	require.Less(t, strings.LastIndex(applied, "secret/"), strings.Index(applied, "deployment.apps/"), "pods were applied before a secret that they need:\n%s", applied)
+	for _, needed := range []string{"secret/", "configmap/"} {
+		require.Less(t, strings.LastIndex(applied, needed), strings.Index(applied, "deployment.apps/"), "pods were applied before a %s that they need:\n%s", needed, applied)
+	}
 	c.Run(t, "kubectl", "rollout", "status", "deployment/complex-app", "--timeout", "2m")
 	c.Run(t, "kubectl", "wait", "--for=condition=Ready", "scaledjob/processor-job", "--timeout", "1m")
 	require.Contains(t, c.Run(t, "kubectl", "exec", "deployment/complex-app", "--", "/service", "--version"), version)
@@ -269,6 +272,57 @@ exit
 
 	c.Run(t, "kubectl", "delete", "-f", manifest)
 	c.Run(t, "kubectl", "apply", "-f", "deploy/")
+}
+
+// drained evicts complex-app's pods, as a drain does, while no other pod may start: as
+// if this were the only node. A quota stands for the missing place.
+func drained(t *testing.T, c cluster) {
+	ctx := t.Context()
+	get := func(t require.TestingT, args ...string) string {
+		out, err := c.Try(ctx, "", "kubectl", append([]string{"get"}, args...)...)
+		require.NoError(t, err)
+		return out
+	}
+	pods := func(t require.TestingT) []string {
+		return strings.Fields(get(t, "pods", "-l", "app.kubernetes.io/name=complex-app", "-o", "jsonpath={.items[*].metadata.name}"))
+	}
+	settle := func() {
+		c.Run(t, "kubectl", "delete", "resourcequota", "no-place", "--ignore-not-found")
+		c.Run(t, "kubectl", "rollout", "restart", "deployment/complex-app") // at once, not when its controller tries again
+		c.Run(t, "kubectl", "rollout", "status", "deployment/complex-app", "--timeout", "3m")
+		tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) { require.Len(collect, pods(collect), 2) })
+	}
+	c.Run(t, "kubectl", "create", "quota", "no-place", "--hard", "pods=0")
+	for _, pod := range pods(t) {
+		c.evict(t, pod)
+	}
+	settle()
+
+	c.Run(t, "kubectl", "apply", "-k", "deploy/disruption-budget/")
+	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) {
+		require.Equal(collect, "1", get(collect, "pdb", "complex-app", "-o", "jsonpath={.status.disruptionsAllowed}"))
+	})
+	c.Run(t, "kubectl", "create", "quota", "no-place", "--hard", "pods=0")
+	both := pods(t)
+	c.evict(t, both[0])
+	require.ErrorContains(t, c.tryToEvict(t, both[1]), "disruption budget")
+	settle()
+
+	// pods that are not ready serve nobody, so the budget lets all of them go
+	c.Run(t, "kubectl", "patch", "deployment", "complex-app", "-p", `{"spec":{
+		"strategy":{"type":"Recreate","rollingUpdate":null},
+		"template":{"spec":{"containers":[{"name":"complex-app","readinessProbe":{"httpGet":{"path":"/nowhere"}}}]}}}}`)
+	tutorial.Eventually(t, 2*time.Minute, func(collect *assert.CollectT) {
+		require.Equal(collect, "0 2 2", get(collect, "pdb", "complex-app", "-o", "jsonpath={.status.currentHealthy} {.status.expectedPods} ")+
+			get(collect, "deployment", "complex-app", "-o", "jsonpath={.status.updatedReplicas}"))
+	})
+	for _, pod := range pods(t) {
+		c.evict(t, pod)
+	}
+	c.Run(t, "kubectl", "delete", "-k", "deploy/disruption-budget/")
+	c.Run(t, "kubectl", "patch", "deployment", "complex-app", "-p", `{"spec":{"strategy":{"type":"RollingUpdate"}}}`)
+	c.Run(t, "kubectl", "apply", "-f", "deploy/")
+	c.Run(t, "kubectl", "rollout", "status", "deployment/complex-app", "--timeout", "3m")
 }
 
 // named returns the record with a name, or an empty one.

@@ -161,9 +161,14 @@ func deadLetter(t *testing.T, c cluster) {
 // evict does what the drain of a node does to each of its pods.
 func (c cluster) evict(t *testing.T, pod string) {
 	t.Helper()
+	require.NoError(t, c.tryToEvict(t, pod))
+}
+
+func (c cluster) tryToEvict(t *testing.T, pod string) error {
+	t.Helper()
 	_, err := c.Try(t.Context(), `{"apiVersion":"policy/v1","kind":"Eviction","metadata":{"name":"`+pod+`"}}`,
 		"kubectl", "create", "--raw", "/api/v1/namespaces/"+c.namespace+"/pods/"+pod+"/eviction", "-f", "-")
-	require.NoError(t, err)
+	return err
 }
 
 // exhaust makes a pod reach its memory limit: a second container fills the

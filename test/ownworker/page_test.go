@@ -67,9 +67,9 @@ func TestThePage(t *testing.T) {
 	copyTree(t, r.dir)
 	t.Cleanup(r.stop)
 	// short pauses with RabbitMQ 4.3
-	r.edit(t, "deploy/processor-job.yaml", block{text: "\n" +
-		"               - name: RABBITMQ_QUEUE\n                 value: task_queue\n" +
-		"+              - name: RABBITMQ_RETRY_MIN\n+                value: 100ms\n"})
+	r.edit(t, "deploy/00-config.yaml", block{text: "\n" +
+		"   RABBITMQ_QUEUE: task_queue\n" +
+		"+  RABBITMQ_RETRY_MIN: 100ms\n"})
 
 	for _, b := range all {
 		name := strings.ReplaceAll(strings.SplitN(b.text, "\n", 2)[0], "/", "-")
@@ -310,8 +310,9 @@ func copyTree(t *testing.T, to string) {
 // testNames checks that the second worker and its complex-app share no name with the
 // first ones, and that build-images.sh builds it.
 func testNames(t *testing.T, dir string) {
-	first, second := names(t, dir, "processor-job.yaml", "complex-app.yaml"), names(t, dir, "thumbnails.yaml", "thumbnails-app.yaml")
+	first, second := names(t, dir, "00-config.yaml", "processor-job.yaml", "complex-app.yaml"), names(t, dir, "00-thumbnails-config.yaml", "thumbnails.yaml", "thumbnails-app.yaml")
 	require.Len(t, second, len(first))
+	require.Equal(t, second["RABBITMQ_QUEUE of ConfigMap"], second["queueName"])
 	for what, name := range first {
 		if what == "image of Deployment" {
 			require.Equal(t, name, second[what])
@@ -351,19 +352,22 @@ func names(t *testing.T, dir string, files ...string) map[string]string {
 			}
 			require.NoError(t, yaml.Unmarshal([]byte(document), &o))
 			found[o.Kind] = o.Metadata.Name
-			found["label of "+o.Kind] = o.Metadata.Labels["app.kubernetes.io/name"]
+			if label, ok := o.Metadata.Labels["app.kubernetes.io/name"]; ok {
+				found["label of "+o.Kind] = label
+			}
 			if o.Spec.Selector != nil {
 				found["selector of "+o.Kind] = fmt.Sprint(o.Spec.Selector)
 			}
 			if len(o.Spec.Triggers) > 0 {
-				found["queue label"] = o.Metadata.Labels["keda-p2/queue"]
 				found["queueName"] = o.Spec.Triggers[0].Metadata.QueueName
 				found["authenticationRef"] = o.Spec.Triggers[0].AuthenticationRef.Name
 			}
-			for _, variable := range []string{"RABBITMQ_QUEUE", "MONGODB_COLLECTION", "RESULTS"} {
-				value := regexp.MustCompile(`(?m)^ *- name: ` + variable + `\n *value: (\S+)`).FindStringSubmatch(document)
-				if value != nil {
-					found[variable+" of "+o.Kind] = value[1]
+			for what, line := range map[string]string{
+				"RESULTS": `- name: RESULTS\n *value: (\S+)`, "envFrom": `configMapRef:\n *name: (\S+)`,
+				"RABBITMQ_QUEUE": `RABBITMQ_QUEUE: (\S+)`, "MONGODB_COLLECTION": `MONGODB_COLLECTION: (\S+)`,
+			} {
+				if value := regexp.MustCompile(`(?m)^[- ]*` + line).FindStringSubmatch(document); value != nil {
+					found[what+" of "+o.Kind] = value[1]
 				}
 			}
 			if image := regexp.MustCompile(`(?m)^ *image: (\S+)`).FindStringSubmatch(document); image != nil {

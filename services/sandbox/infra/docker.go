@@ -14,7 +14,7 @@ import (
 )
 
 // defaultImage is the version that users run.
-const defaultImage = "rabbitmq:4.3-management"
+const defaultImage = "rabbitmq:4.3.6-management"
 
 // dockerNode is a container in which the server is started and stopped, so that
 // the data outlive the server. The container's own program only reads its

@@ -183,8 +183,10 @@ func TestLoadDeploy(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "processor-job", j.Name)
 	require.Equal(t, "task_queue", j.Queue)
+	require.Equal(t, j.Queue, j.Env["RABBITMQ_QUEUE"], "KEDA would count another queue than the worker's")
 	require.Equal(t, "accurate", j.Strategy.Name)
 	require.True(t, j.PendingUntilReady)
+	require.NotEmpty(t, j.Env["RABBITMQ_HOST"])
 	require.NotEmpty(t, j.Env["RABBITMQ_PASSWORD"])
 }
 

@@ -24,7 +24,7 @@ Everything is private: free ports of 127.0.0.1 and a temporary folder.
 
 Environment:
   SANDBOX_RABBITMQ   where RabbitMQ comes from: debian (the installed one) or docker
-  SANDBOX_RABBITMQ_IMAGE   the image for docker, rabbitmq:4.3-management by default
+  SANDBOX_RABBITMQ_IMAGE   the image for docker, rabbitmq:4.3.6-management by default
   MONGODB_HOST       a MongoDB to use in place of the embedded FerretDB, with
                      MONGODB_PORT, MONGODB_USER, MONGODB_PASSWORD, …
   PROCESSING_TIME    and every other variable in the ScaledJob's manifest, except
@@ -55,7 +55,7 @@ func main() {
 		fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()
 	}
-	flags.StringVar(&s.deploy, "deploy", "deploy", "`folder` with the manifests of the ScaledJob and its Secret")
+	flags.StringVar(&s.deploy, "deploy", "deploy", "`folder` with the manifests of the ScaledJob, its ConfigMap and its Secret")
 	flags.StringVar(&s.bin, "bin", "bin", "`folder` with the programs complex-app and processor-job")
 	flags.StringVar(&s.addr, "addr", "", "`address` for complex-app (default a free port of 127.0.0.1, for up 8080 if it is free)")
 	commands := map[string]func(context.Context, *sandbox) error{"demo": demo, "up": up, "exec": execute}

@@ -15,7 +15,7 @@ import (
 )
 
 func main() {
-	deploy := flag.String("deploy", "deploy", "`folder` with the manifests of the ScaledJob and its Secret")
+	deploy := flag.String("deploy", "deploy", "`folder` with the manifests of the ScaledJob, its ConfigMap and its Secret")
 	processor := flag.String("processor", "processor-job", "`program` that takes one message and exits")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "scaler starts a processor for each message, as the ScaledJob's manifest says.\n"+
