@@ -110,8 +110,17 @@ plan: ## predict waits, Jobs and cost: RATE=0.2 or BURSTS=5@0s,5@8s WORK=20s MAX
 	@cd test && go run ./measure/plan $(foreach v,RATE FOR BURSTS WORK MAX POLL SEED START STARTS LAG END,$(if $($v),-$(shell echo $v | tr A-Z a-z) '$($v)')) $(if $(CHECK),-check $(abspath $(CHECK)))
 
 .PHONY: conformance
-conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA: minutes) SEED=1 STATES=4000
-	@cd test/conformance && export GOWORK=off && go vet . && go test -count=1 -timeout 30m . $(if $(SEED),-seed $(SEED)) $(if $(STATES),-states $(STATES)) $(if $(STATE),-state $(STATE))
+conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA: minutes) KEDA=v2.19.0 SEED=1 STATES=4000
+	@# another version of KEDA is built with its own go.mod, which pins what it was released with
+	@set -e; export GOWORK=off; cd test/conformance; if [ -n "$(KEDA)" ]; then \
+		keda=$$(go mod download -json github.com/kedacore/keda/v2@$(KEDA) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p'); \
+		mkdir -p ../../bin && copy=$$(mktemp -d ../../bin/conformance.XXXXXX) && trap "rm -rf '$$PWD/$$copy'" EXIT; \
+		cp ./*.go "$$keda/go.mod" "$$keda/go.sum" $$copy && cd $$copy && chmod u+w ./*; \
+		go mod edit -module keda-p2/test/conformance -require github.com/kedacore/keda/v2@$(KEDA) \
+			-require keda-p2/services/sandbox@v0.0.0 -replace keda-p2/services/sandbox=../../services/sandbox -replace keda-p2/services/contract=../../services/contract; \
+		go mod tidy; \
+	fi; \
+	go vet . && go test -count=1 -timeout 30m . $(if $(SEED),-seed $(SEED)) $(if $(STATES),-states $(STATES)) $(if $(STATE),-state $(STATE))
 
 .PHONY: clean
 clean: ## delete what the other targets made

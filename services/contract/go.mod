@@ -10,6 +10,7 @@ require (
 	github.com/stretchr/testify v1.12.1
 	go.mongodb.org/mongo-driver/v2 v2.9.3
 	golang.org/x/mod v0.43.0
+	golang.org/x/net v0.61.0
 )
 
 require (

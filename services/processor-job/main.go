@@ -67,14 +67,9 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	began := time.Now()
 	traces := telemetry.StartTraces(ctx, "processor-job", version, log)
 	defer traces.Stop()
-	store, err := records.Open(s.MongoDB, "processor-job")
-	if err != nil {
-		return err
-	}
 	probe := &probe{}
-	consumer, err := connect(ctx, s, store, probe, log)
+	store, consumer, err := connect(ctx, s, probe, log)
 	if err != nil {
-		closeStore(store)
 		return err
 	}
 	defer func() {
@@ -151,12 +146,19 @@ func workingContext(ctx context.Context, grace time.Duration, consumer *queue.Co
 
 // connect connects to MongoDB and RabbitMQ and starts the probe, all at once. No
 // message is claimed before MongoDB answers: an outage costs no message an attempt.
-func connect(ctx context.Context, s settings, store *records.Store, p *probe, log *slog.Logger) (*queue.Consumer, error) {
-	var consumer *queue.Consumer
+func connect(ctx context.Context, s settings, p *probe, log *slog.Logger) (store *records.Store, consumer *queue.Consumer, err error) {
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { return p.start(s.ProbeAddr) })
 	all.Go(func() error {
-		return retry(ctx, s.RetryTimeout, log, store.Ping)
+		return retry(ctx, s.RetryTimeout, log, func(ctx context.Context) (err error) {
+			if store == nil {
+				// fails without DNS when the URI is a mongodb+srv one
+				if store, err = records.Open(s.MongoDB, "processor-job"); err != nil {
+					return err
+				}
+			}
+			return store.Ping(ctx)
+		})
 	})
 	all.Go(func() error {
 		return retry(ctx, s.RetryTimeout, log, func(ctx context.Context) (err error) {
@@ -168,7 +170,10 @@ func connect(ctx context.Context, s settings, store *records.Store, p *probe, lo
 		if consumer != nil {
 			_ = consumer.Close() // nothing is claimed
 		}
-		return nil, err
+		if store != nil {
+			closeStore(store)
+		}
+		return nil, nil, err
 	}
-	return consumer, nil
+	return store, consumer, nil
 }

@@ -21,7 +21,8 @@ const (
 
 // retry calls f with growing pauses until it succeeds, or fails in a way that
 // trying again does not mend, or ctx or the timeout ends. Its error is then the
-// last one of f, or the cause of ctx.
+// last one of f, or the cause of ctx. RabbitMQ must refuse twice in a row: a connection
+// that is lost during the login looks like a wrong password.
 func retry(ctx context.Context, timeout time.Duration, log *slog.Logger, f func(context.Context) error) error {
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -30,7 +31,7 @@ func retry(ctx context.Context, timeout time.Duration, log *slog.Logger, f func(
 		try, stop := context.WithTimeout(limited, tryTimeout)
 		err := f(try)
 		stop()
-		if err == nil || errors.Is(err, records.ErrDone) || errors.Is(err, queue.ErrTopology) {
+		if err == nil || errors.Is(err, records.ErrDone) || errors.Is(err, queue.ErrRefused) && errors.Is(last, queue.ErrRefused) {
 			return err
 		}
 		// the error of the call that the timeout cut off says only that

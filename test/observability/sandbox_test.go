@@ -121,7 +121,7 @@ func TestTheSandboxInPrometheusAndATracesReceiver(t *testing.T) {
 	t.Run("dashboard", func(t *testing.T) {
 		for _, p := range dashboard(t) {
 			for _, target := range p.Targets {
-				prometheus.eventually(t, strings.ReplaceAll(target.Expr, "$__rate_interval", "2m"))
+				prometheus.eventually(t, strings.NewReplacer("$__rate_interval", "2m", "$namespace", "default").Replace(target.Expr))
 			}
 		}
 	})
@@ -232,7 +232,7 @@ func startPrometheus(t *testing.T, targets []string) prometheus {
 	for i, target := range targets {
 		u, err := url.Parse(target)
 		require.NoError(t, err)
-		fmt.Fprintf(&config, "  - {job_name: target-%d, metrics_path: %s, static_configs: [{targets: [%q]}]}\n", i, u.Path, u.Host)
+		fmt.Fprintf(&config, "  - {job_name: target-%d, metrics_path: %s, honor_labels: true, static_configs: [{targets: [%q], labels: {namespace: default}}]}\n", i, u.Path, u.Host)
 	}
 	file := filepath.Join(dir, "prometheus.yml")
 	require.NoError(t, os.WriteFile(file, []byte(config.String()), 0o600))

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
@@ -25,7 +26,6 @@ type publisher interface {
 type store interface {
 	List(context.Context, records.Query) iter.Seq2[records.Record, error]
 	Jobs(context.Context, []string) (map[string]string, error)
-	Ping(context.Context) error
 }
 
 type deadLetters interface {
@@ -41,6 +41,7 @@ type api struct {
 	looks             singleflight.Group // at the dead letters
 	log               *slog.Logger
 	rabbitMQ, mongoDB *outage
+	reached           atomic.Bool // RabbitMQ has been
 }
 
 // How many requests of a kind are served at a time. The others wait for a moment and

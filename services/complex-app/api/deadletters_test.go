@@ -47,7 +47,7 @@ func TestDeadLettersThatAreNotUTF8(t *testing.T) {
 func TestDeadLettersWithoutMongoDB(t *testing.T) {
 	t.Parallel()
 	d := &fakeDeadLetters{dead: []queue.DeadLetter{{ID: "1"}}}
-	a := request(t, http.MethodGet, serveAll(t, &fakePublisher{}, &fakeStore{ping: errAway}, d)+"/dead-letters", "", "")
+	a := request(t, http.MethodGet, serveAll(t, &fakePublisher{}, &fakeStore{away: errAway}, d)+"/dead-letters", "", "")
 	require.Equal(t, http.StatusOK, a.status)
 	require.JSONEq(t, `[{"id":"1","body":"","reason":"","attempts":0,"job":""}]`, a.body)
 }

@@ -26,7 +26,7 @@ type fakePublisher struct {
 	published []contract.Message
 	err       error // what Publish answers
 	takes     int   // after so many messages
-	notReady  error
+	notReady  atomic.Pointer[error]
 }
 
 func (p *fakePublisher) Publish(_ context.Context, m contract.Message) error {
@@ -39,14 +39,21 @@ func (p *fakePublisher) Publish(_ context.Context, m contract.Message) error {
 	return nil
 }
 
-func (p *fakePublisher) Ready() error { return p.notReady }
+func (p *fakePublisher) setNotReady(err error) { p.notReady.Store(&err) }
+
+func (p *fakePublisher) Ready() error {
+	if err := p.notReady.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
 
 type fakeStore struct {
 	records []records.Record
 	err     error // comes after the records
 	asked   records.Query
 	jobs    map[string]string
-	ping    error // also what Jobs answers
+	away    error // what Jobs answers
 }
 
 type fakeDeadLetters struct {
@@ -77,7 +84,7 @@ func (d *fakeDeadLetters) Discard(ctx context.Context, id string) (int, error) {
 	return d.Redrive(ctx, id)
 }
 
-func (s *fakeStore) Jobs(context.Context, []string) (map[string]string, error) { return s.jobs, s.ping }
+func (s *fakeStore) Jobs(context.Context, []string) (map[string]string, error) { return s.jobs, s.away }
 
 func (s *fakeStore) List(_ context.Context, q records.Query) iter.Seq2[records.Record, error] {
 	s.asked = q
@@ -92,8 +99,6 @@ func (s *fakeStore) List(_ context.Context, q records.Query) iter.Seq2[records.R
 		}
 	}
 }
-
-func (s *fakeStore) Ping(context.Context) error { return s.ping }
 
 // serve starts the API on a real socket: some of what it promises, such as
 // cutting an answer off, exists only there.

@@ -1,14 +1,6 @@
 package api
 
-import (
-	"context"
-	"net/http"
-	"strings"
-	"time"
-)
-
-// pingTimeout is shorter than a probe's timeout.
-const pingTimeout = time.Second
+import "net/http"
 
 // The names of what the service needs.
 const (
@@ -22,30 +14,14 @@ func (a *api) handleHealthz(w http.ResponseWriter, _ *http.Request) error {
 	return ok(w)
 }
 
-// handleReadyz says whether requests can be served now, or names what is missing:
-// GET /readyz?exclude=…. What is excluded, as in the API server's own /readyz, is
-// not looked at.
-func (a *api) handleReadyz(w http.ResponseWriter, r *http.Request) error {
-	values, err := parseParameters(r.URL.RawQuery, "exclude")
-	if err != nil {
-		return err
+// handleReadyz says whether requests can be served: once RabbitMQ has been reached,
+// always. When it is away again, in an outage of RabbitMQ all pods would lose their
+// traffic: clients would find nobody, and no 503 with an id, no records and no page.
+func (a *api) handleReadyz(w http.ResponseWriter, _ *http.Request) error {
+	if !a.reached.Load() && a.publisher.Ready() != nil {
+		return problem{Status: http.StatusServiceUnavailable, Detail: "waiting for " + rabbitMQ}
 	}
-	exclude := values.Get("exclude")
-	if values.Has("exclude") && exclude != rabbitMQ && exclude != mongoDB {
-		return badRequest("exclude must be " + rabbitMQ + " or " + mongoDB)
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), pingTimeout)
-	defer cancel()
-	var missing []string
-	if exclude != rabbitMQ && a.publisher.Ready() != nil {
-		missing = append(missing, rabbitMQ)
-	}
-	if exclude != mongoDB && a.store.Ping(ctx) != nil {
-		missing = append(missing, mongoDB)
-	}
-	if missing != nil {
-		return problem{Status: http.StatusServiceUnavailable, Detail: "waiting for " + strings.Join(missing, " and "), Missing: missing}
-	}
+	a.reached.Store(true)
 	return ok(w)
 }
 

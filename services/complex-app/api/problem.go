@@ -13,14 +13,13 @@ import (
 // problem is the body of every error: a problem document (RFC 9457). As an error it is
 // its own answer.
 type problem struct {
-	Type    string       `json:"type"`
-	Title   string       `json:"title"`
-	Status  int          `json:"status"`
-	Detail  string       `json:"detail"`
-	ID      string       `json:"id,omitempty"`      // the id under which to send the event again
-	Missing []string     `json:"missing,omitempty"` // the servers that are not available
-	Done    *int         `json:"done,omitempty"`    // how many dead letters were removed all the same
-	Batch   *batchAnswer `json:",embed"`            // of a batch that was read
+	Type   string       `json:"type"`
+	Title  string       `json:"title"`
+	Status int          `json:"status"`
+	Detail string       `json:"detail"`
+	ID     string       `json:"id,omitempty"`   // the id under which to send the event again
+	Done   *int         `json:"done,omitempty"` // how many dead letters were removed all the same
+	Batch  *batchAnswer `json:",embed"`         // of a batch that was read
 }
 
 func (p problem) Error() string { return p.Detail }

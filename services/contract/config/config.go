@@ -110,7 +110,7 @@ type Server struct {
 	Host     string `default:"localhost"`
 	User     string
 	Password string
-	TLS      bool   // encrypt, and verify the server's certificate for Host
+	TLS      bool   // encrypt, and verify the server's certificate and name
 	CAFile   string `split_words:"true"` // PEM; empty means the system's roots
 }
 
@@ -145,7 +145,9 @@ func (s Server) TLSConfig() (*tls.Config, error) {
 	if !s.TLS {
 		return nil, nil
 	}
-	c := &tls.Config{ServerName: s.Host, MinVersion: tls.VersionTLS12}
+	// no ServerName: the clients set it to the host that they dial, which in a replica
+	// set need not be Host
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if s.CAFile != "" {
 		pem, err := os.ReadFile(s.CAFile)
 		if err != nil {

@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -22,10 +23,7 @@ type settings struct {
 }
 
 func (s *settings) Validate() error {
-	if err := s.RabbitMQ.Validate(); err != nil {
-		return err
-	}
-	return s.MongoDB.Validate()
+	return errors.Join(s.RabbitMQ.Validate(), s.MongoDB.Validate())
 }
 
 // These tests are not parallel: they change the environment.
@@ -64,6 +62,8 @@ func TestLoadNamesEveryProblemAndNoSecret(t *testing.T) {
 		"RABBITMQ_TLS":      "maybe",
 		"RABBITMQ_VHOST":    "",
 		"RABBITMQ_QUEUE":    "",
+		"MONGODB_HOST":      "mongodb://root:s3cret@mongodb",
+		"MONGODB_URI":       "mongodb://root:s3/cret@mongodb",
 	} {
 		t.Setenv(name, value)
 	}
@@ -76,10 +76,12 @@ func TestLoadNamesEveryProblemAndNoSecret(t *testing.T) {
 		`RABBITMQ_TLS: "maybe" is not true or false`,
 		"RABBITMQ_VHOST: is empty",
 		"RABBITMQ_QUEUE: give a name",
+		"MONGODB_HOST: give one host name",
+		"MONGODB_URI: is not like mongodb://user:password@host",
 	} {
 		require.ErrorContains(t, err, problem)
 	}
-	require.NotContains(t, err.Error(), "s3cret")
+	require.NotContains(t, err.Error(), "cret")
 	require.NotContains(t, err.Error(), "\n")
 }
 
@@ -140,7 +142,8 @@ func FuzzLoad(f *testing.F) {
 			"RABBITMQ_HOST": host, "RABBITMQ_PORT": port, "RABBITMQ_USER": user, "RABBITMQ_PASSWORD": secret,
 			"RABBITMQ_VHOST": vhost, "RABBITMQ_QUEUE": queue, "RABBITMQ_TLS": tls, "RABBITMQ_CA_FILE": "none/" + caFile,
 			"MONGODB_HOST": host + secret, "MONGODB_PORT": port, "MONGODB_USER": user, "MONGODB_PASSWORD": secret,
-			"WAIT": wait,
+			"MONGODB_URI": "mongodb://" + user + ":" + vhost + secret + queue + "@" + host + "/?" + tls,
+			"WAIT":        wait,
 		} {
 			if strings.ContainsRune(value, 0) {
 				return // the environment cannot hold it

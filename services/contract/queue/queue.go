@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -25,9 +26,9 @@ const (
 	closeTimeout     = 5 * time.Second
 )
 
-// ErrTopology is returned when the broker has a queue of the same name with
-// other arguments. Trying again does not help.
-var ErrTopology = errors.New("the queue exists with other arguments")
+// ErrRefused means that RabbitMQ refuses the login, a permission or the queue's
+// arguments. Trying again does not help.
+var ErrRefused = errors.New("RabbitMQ refuses")
 
 // Config says where RabbitMQ is. Its variables begin with RABBITMQ_.
 type Config struct {
@@ -108,9 +109,28 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 		err = fmt.Errorf("no login within %s: %w", handshakeTimeout, context.Cause(ctx))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("RabbitMQ: %w", config.ExplainTLS("RABBITMQ", err))
+		return nil, fmt.Errorf("RabbitMQ: %w", config.ExplainTLS("RABBITMQ", c.explain(err)))
 	}
 	return conn, nil
+}
+
+// explain adds to RabbitMQ's refusals what to do about them.
+func (c Config) explain(err error) error {
+	var refused *amqp.Error
+	// RabbitMQ only closes the connection after a wrong login, and the library then
+	// says ErrCredentials; its other errors of its own mean a connection that was lost
+	if !errors.As(err, &refused) || !refused.Server && refused != amqp.ErrCredentials {
+		return err
+	}
+	switch code := refused.Code; {
+	case code == amqp.PreconditionFailed:
+		return fmt.Errorf("%w: the queue exists with other arguments: %w. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/failures.md, A queue of an earlier version)", ErrRefused, err)
+	case code == amqp.NotFound:
+		return fmt.Errorf("%w: %w, and the user %q may not declare it: declare it first, or allow the user to (docs/production.md, RabbitMQ's permissions)", ErrRefused, err, c.User)
+	case code == amqp.AccessRefused, code == amqp.NotAllowed && !strings.Contains(refused.Reason, "limit"): // of connections, which passes
+		return fmt.Errorf("%w: %w. Check RABBITMQ_USER, RABBITMQ_PASSWORD and RABBITMQ_VHOST, and the permissions of the user %q (docs/production.md, RabbitMQ's permissions)", ErrRefused, err, c.User)
+	}
+	return err
 }
 
 // writeDeadline bounds each write. Without it a broker that has stopped reading, as
@@ -135,8 +155,21 @@ func (c writeDeadline) SetDeadline(t time.Time) error {
 }
 
 // openChannel opens a channel in confirm mode after declaring both queues. Whichever
-// service comes first declares them, with the same arguments.
+// service comes first declares them, with the same arguments. A user without the
+// permission to finds them declared.
 func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
+	ch, err := declare(conn, c, (*amqp.Channel).QueueDeclare)
+	var refused *amqp.Error
+	if errors.As(err, &refused) && refused.Code == amqp.AccessRefused {
+		ch, err = declare(conn, c, (*amqp.Channel).QueueDeclarePassive)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("declare the queues: %w", c.explain(err))
+	}
+	return ch, nil
+}
+
+func declare(conn *amqp.Connection, c Config, queue func(_ *amqp.Channel, name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error)) (*amqp.Channel, error) {
 	ch, err := conn.Channel()
 	if err != nil {
 		return nil, err
@@ -167,19 +200,12 @@ func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
 	}
 	// Declared without waiting for the answers, which saves each Job two round trips:
 	// if a declare fails, Confirm, which waits, returns its error.
-	_, err = ch.QueueDeclare(c.DeadQueue(), true, false, false, true, dead)
+	_, err = queue(ch, c.DeadQueue(), true, false, false, true, dead)
 	if err == nil {
-		_, err = ch.QueueDeclare(c.Queue, true, false, false, true, main)
+		_, err = queue(ch, c.Queue, true, false, false, true, main)
 	}
 	if err == nil {
 		err = ch.Confirm(false)
 	}
-	var refused *amqp.Error
-	if errors.As(err, &refused) && refused.Code == amqp.PreconditionFailed {
-		return nil, fmt.Errorf("%w: RabbitMQ says %q. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/failures.md, A queue of an earlier version)", ErrTopology, refused.Reason)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("declare the queues: %w", err)
-	}
-	return ch, nil
+	return ch, err
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.mongodb.org/mongo-driver/v2/mongo/readconcern"
+	"go.mongodb.org/mongo-driver/v2/mongo/readpref"
 	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
 
 	"keda-p2/services/contract"
@@ -51,6 +53,9 @@ const (
 // user means a server without logins.
 type Config struct {
 	config.Server
+	// URI is a connection string of MongoDB's, for a replica set or a managed server.
+	// What it says wins over the other variables.
+	URI        string
 	Port       config.Port `default:"27017"`
 	DB         string      `default:"sample-db"`
 	Collection string      `default:"sample-collection"`
@@ -60,6 +65,7 @@ type Config struct {
 // Validate names every problem with the MONGODB_ variables.
 func (c Config) Validate() error {
 	problems := []error{c.Server.Validate("MONGODB")}
+	problems = append(problems, c.validateURI())
 	if c.DB == "" {
 		problems = append(problems, errors.New("MONGODB_DB: is empty"))
 	}
@@ -67,6 +73,30 @@ func (c Config) Validate() error {
 		problems = append(problems, errors.New("MONGODB_COLLECTION: is empty"))
 	}
 	return errors.Join(problems...)
+}
+
+// validateURI does not ask the DNS, which may not answer yet, as the driver does for
+// mongodb+srv. The driver's errors quote the string, which may have a password anywhere
+// when it is wrong: only those of files are shown.
+func (c Config) validateURI() error {
+	invalid := func(uri string) error {
+		return options.Client().ApplyURI(strings.Replace(uri, "mongodb+srv://", "mongodb://", 1)).Validate()
+	}
+	if c.URI == "" {
+		return nil
+	}
+	address, _, _ := strings.Cut(c.URI, "?")
+	if strings.Count(address, "@") > 1 || invalid(address) != nil {
+		return errors.New("MONGODB_URI: is not like mongodb://user:password@host:27017,host:27017/?option=value, or begins with mongodb+srv:// and has more than a host; write : / ? # @ in user and password as %3A %2F %3F %23 %40")
+	}
+	var file *fs.PathError
+	switch err := invalid(c.URI); {
+	case errors.As(err, &file):
+		return fmt.Errorf("MONGODB_URI: %w", file)
+	case err != nil:
+		return errors.New("MONGODB_URI: an option after the ? is not valid; MongoDB's manual has them under Connection String Options")
+	}
+	return nil
 }
 
 // Record is what is stored of an event. MongoDB keeps times in milliseconds.
@@ -117,14 +147,13 @@ func Connect(c Config, name string) (*mongo.Client, error) {
 		return nil, err
 	}
 	// a record counts as stored once it survives a crash of the server and, in a
-	// replica set, the election of another primary; what is read is stored like that
+	// replica set, the election of another primary; what is read is stored like that,
+	// whatever the URI says
 	journaled := true
 	o := options.Client().
 		SetHosts([]string{net.JoinHostPort(c.Host, string(c.Port))}).
 		SetAppName(name).
-		SetServerSelectionTimeout(selectionTimeout).
-		SetReadConcern(readconcern.Majority()).
-		SetWriteConcern(&writeconcern.WriteConcern{W: "majority", Journal: &journaled})
+		SetServerSelectionTimeout(selectionTimeout)
 	if tlsConfig != nil {
 		o.SetTLSConfig(tlsConfig)
 	}
@@ -132,6 +161,14 @@ func Connect(c Config, name string) (*mongo.Client, error) {
 		// credentials go here and not into a URI, so they need no escaping
 		o.SetAuth(options.Credential{Username: c.User, Password: c.Password, PasswordSet: true, AuthSource: c.AuthSource})
 	}
+	if c.URI != "" {
+		if o.ApplyURI(c.URI); tlsConfig != nil && o.TLSConfig.RootCAs == nil {
+			o.TLSConfig.RootCAs = tlsConfig.RootCAs // of MONGODB_CA_FILE
+		}
+	}
+	o.SetReadPreference(readpref.Primary()).
+		SetReadConcern(readconcern.Majority()).
+		SetWriteConcern(&writeconcern.WriteConcern{W: "majority", Journal: &journaled})
 	client, err := mongo.Connect(o)
 	if err != nil {
 		return nil, fmt.Errorf("MongoDB: %w", err)

@@ -1,0 +1,98 @@
+package failures_test
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"keda-p2/services/contract/contracttest"
+	"keda-p2/services/contract/queue"
+	"keda-p2/services/contract/records"
+)
+
+// The users that docs/production.md gives the smallest permissions.
+func TestTheSmallestPermissions(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	db := contracttest.MongoDB(t)
+	admin := n.queue
+	user := func(name, configure, write, read string) queue.Config {
+		require.NoError(t, n.Ctl(t.Context(), "add_user", name, admin.Password))
+		require.NoError(t, n.Ctl(t.Context(), "set_permissions", name, configure, write, read))
+		c := admin
+		c.User = name
+		return c
+	}
+	forApp := user("complex-app", `^task_queue\.dead\.lock$`, `^amq\.default$`, `^task_queue(\.dead)?$`)
+	forJob := user("processor-job", `^$`, `^(amq\.default|task_queue\.dead)$`, `^task_queue$`)
+	forKEDA := user("keda", `^$`, `^task_queue$`, `^$`)
+
+	// nobody has declared the queues yet
+	app := startApp(t, forApp, db)
+	eventually(t, func() bool {
+		return app.logged(`no queue 'task_queue.dead' in vhost '/'`) && app.logged(`the user \"complex-app\" may not declare it`)
+	}, "the log says so")
+	j := startJob(t, "job", forJob, db, "RETRY_TIMEOUT=1h")
+	require.Equal(t, 1, j.exit(t))
+	require.Contains(t, j.Tail(1), `the user \"processor-job\" may not declare it`)
+
+	contracttest.Consumer(t, admin)
+	app.sendUntilAccepted(t, "the-event")
+	waiting, err := contracttest.Channel(t, forKEDA).QueueDeclarePassive(admin.Queue, true, false, false, false, nil)
+	require.NoError(t, err, "as KEDA looks")
+	require.Equal(t, 1, waiting.Messages)
+	require.Equal(t, 1, startJob(t, "job", forJob, db, "FAILURE_RATE=1", "RABBITMQ_MAX_ATTEMPTS=1").exit(t))
+	requireQueues(t, admin, 0, 1)
+	require.Equal(t, records.Failed, status(db))
+	require.Equal(t, http.StatusOK, app.answers("/dead-letters"))
+	require.Equal(t, http.StatusOK, app.answers("/status"))
+	response, err := http.Post("http://"+app.addr+"/dead-letters/redrive", "", nil)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	requireQueues(t, admin, 1, 0)
+	require.Zero(t, startJob(t, "job", forJob, db).exit(t))
+	requireQueues(t, admin, 0, 0)
+	requireStatus(t, db, records.Done)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+app.addr+"/dead-letters", nil)
+	require.NoError(t, err)
+	response, err = http.DefaultClient.Do(request)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Equal(t, http.StatusOK, response.StatusCode)
+}
+
+// What RabbitMQ refuses for good ends a Job at once, with what to do about it.
+func TestRabbitMQRefuses(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	db := contracttest.MongoDB(t)
+	contracttest.Consumer(t, n.queue)
+	require.NoError(t, n.Ctl(t.Context(), "add_user", "nobody", n.queue.Password))
+	require.NoError(t, n.Ctl(t.Context(), "add_user", "reader", n.queue.Password))
+	require.NoError(t, n.Ctl(t.Context(), "set_permissions", "reader", `^$`, `^task_queue(\.dead)?$`, `^$`))
+	for name, c := range map[string]struct {
+		change func(*queue.Config)
+		says   string
+	}{
+		"the password":             {func(c *queue.Config) { c.Password = "wr0ng" }, "username or password not allowed"},
+		"the virtual host":         {func(c *queue.Config) { c.VHost = "team-a" }, "vhost team-a not found"},
+		"the user in it":           {func(c *queue.Config) { c.User = "nobody" }, "access to vhost '/' refused for user 'nobody'"},
+		"reading":                  {func(c *queue.Config) { c.User = "reader" }, "access to queue 'task_queue' in vhost '/' refused for user 'reader'"},
+		"other arguments, as ever": {func(c *queue.Config) { c.MaxAttempts = 7 }, "the queue exists with other arguments"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := n.queue
+			c.change(&q)
+			began := time.Now()
+			j := startJob(t, "job", q, db, "RETRY_TIMEOUT=1h")
+			require.Equal(t, 1, j.exit(t))
+			t.Logf("%s: %s", time.Since(began), j.Tail(1))
+			require.Contains(t, j.Tail(1), c.says)
+			require.Contains(t, j.Tail(1), "docs/")
+			require.False(t, j.logged(q.Password))
+		})
+	}
+}
