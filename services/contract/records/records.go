@@ -194,8 +194,12 @@ func (s *Store) Begin(ctx context.Context, m contract.Message, run Run) error {
 	if err != nil || again {
 		return err
 	}
-	if found, err := s.find(ctx, m.ID); err != nil || found.Status != Done {
-		return fmt.Errorf("store record %s: it changed meanwhile, or another index is unique: %w", m.ID, errors.Join(err))
+	found, err := s.find(ctx, m.ID)
+	if err == nil && found.Status != Done {
+		err = errors.New("it has just changed") // deleted and stored again
+	}
+	if err != nil {
+		return wrap("store", m.ID, err)
 	}
 	return ErrDone
 }
