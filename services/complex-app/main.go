@@ -67,6 +67,9 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	store.Foreign = func(id, reason string) {
+		log.Warn("the collection has documents that are no records; they are passed over", "first", id, "reason", reason)
+	}
 	listener, err := net.Listen("tcp", s.HTTPAddr)
 	if err != nil {
 		return fmt.Errorf("HTTP_ADDR: %w", err)

@@ -40,10 +40,7 @@ func TestTerminal(t *testing.T) {
 // which returns the result of run.
 func start(t *testing.T, s settings) (address string, stop func() error) {
 	t.Helper()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	s.HTTPAddr = free.Addr().String()
-	require.NoError(t, free.Close())
+	s.HTTPAddr = freeAddress(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- run(ctx, s, slog.New(slog.DiscardHandler)) }()
@@ -59,6 +56,14 @@ func start(t *testing.T, s settings) (address string, stop func() error) {
 	address = "http://" + s.HTTPAddr
 	require.Eventually(t, func() bool { return status(address+"/healthz") == http.StatusOK }, contracttest.Patience, contracttest.Tick)
 	return address, stop
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, free.Close())
+	return free.Addr().String()
 }
 
 func status(address string) int {
@@ -107,10 +112,7 @@ func TestMetricsAndHealthOnTheAdminPort(t *testing.T) {
 		RabbitMQ: contracttest.RabbitMQ(t), MongoDB: contracttest.MongoDB(t),
 		ConfirmTimeout: contracttest.Patience, ShutdownTimeout: contracttest.Patience,
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	s.AdminAddr = free.Addr().String()
-	require.NoError(t, free.Close())
+	s.AdminAddr = freeAddress(t)
 	address, stop := start(t, s)
 	admin := "http://" + s.AdminAddr
 	require.Eventually(t, func() bool { return status(admin+"/readyz") == http.StatusOK }, contracttest.Patience, contracttest.Tick)
@@ -208,6 +210,33 @@ func TestShutdownFinishesRequestsInFlight(t *testing.T) {
 	require.Equal(t, http.StatusAccepted, <-got)
 	require.NoError(t, <-stopped)
 	contracttest.Waiting(t, contracttest.Channel(t, s.RabbitMQ), s.RabbitMQ.Queue, 1)
+}
+
+// Clients that send one request after the other and read no answer are cut off, whatever
+// they ask for, and do not hold up the end of the process.
+func TestClientsThatNeverReadAreCutOff(t *testing.T) {
+	t.Parallel()
+	address, stop := start(t, withoutServers())
+	began, stalled := time.Now(), make(chan time.Duration, 3)
+	for _, path := range []string{"/healthz", "/events", "/page/echarts.js"} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(address, "http://"))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(4<<10)) // soon full
+		requests := strings.Repeat("GET "+path+" HTTP/1.1\r\nHost: a\r\n\r\n", 1000)
+		go func() {
+			for err := error(nil); err == nil; { // until nothing reads them any more, and then until it is cut off
+				_, err = io.WriteString(conn, requests)
+			}
+			stalled <- time.Since(began)
+		}()
+	}
+	for range cap(stalled) {
+		require.Less(t, <-stalled, 3*time.Minute) // ten seconds, and the time that a busy machine takes to fill the buffers
+	}
+	began = time.Now()
+	require.NoError(t, stop())
+	require.Less(t, time.Since(began), contracttest.Patience)
 }
 
 // The description has exactly the routes that are served, the page's among them.

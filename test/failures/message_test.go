@@ -150,9 +150,7 @@ func TestUnknownPropertiesAndHeaders(t *testing.T) {
 		require.Zero(t, startJob(t, "job", q, db).exit(t))
 	}
 	requireQueues(t, q, 0, 0)
-	found := dataOf(t, app)
-	require.Len(t, found, len(messages))
-	for _, r := range found {
+	for _, r := range dataOf(t, app, len(messages)) {
 		require.Equal(t, records.Done, r.Status)
 	}
 }
@@ -192,9 +190,7 @@ func TestEveryScript(t *testing.T) {
 	}
 	j := startJob(t, "job", q, db, fmt.Sprint("MESSAGES=", 2*len(texts)))
 	require.Zero(t, j.exit(t))
-	found := dataOf(t, app)
-	require.Len(t, found, 2*len(texts))
-	for i, r := range found {
+	for i, r := range dataOf(t, app, 2*len(texts)) {
 		require.Equal(t, texts[i/2], r.Name)
 		require.Equal(t, texts[i/2], r.Content)
 		byName, err := http.Get("http://" + app.addr + "/data?limit=1&name=" + url.QueryEscape(r.Name))

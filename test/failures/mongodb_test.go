@@ -217,7 +217,7 @@ func TestMongoDBGoesAwayHalfWayThroughData(t *testing.T) {
 	q, db := servers(t)
 	many := make([]records.Record, count)
 	for i := range many {
-		many[i] = records.Record{ID: fmt.Sprintf("id-%03d", i), Name: "name", Content: strings.Repeat("x", 1000), StoredAt: time.Now()}
+		many[i] = records.Record{ID: fmt.Sprintf("id-%03d", i), Name: "name", Content: strings.Repeat("x", 1000), Status: records.Done, StoredAt: time.Now()}
 	}
 	client, err := mongo.Connect(options.Client().ApplyURI("mongodb://" + net.JoinHostPort(db.Host, string(db.Port))))
 	require.NoError(t, err)
@@ -245,7 +245,7 @@ func TestMongoDBGoesAwayHalfWayThroughData(t *testing.T) {
 			t.Parallel()
 			linked, l := databaseLink(t, db)
 			app := startApp(t, q, linked)
-			require.Len(t, dataOf(t, app), count)
+			dataOf(t, app, count)
 			meanwhile := fail(t, l)
 			client := http.Client{Timeout: patience}
 			began := time.Now()
@@ -268,19 +268,22 @@ func TestMongoDBGoesAwayHalfWayThroughData(t *testing.T) {
 				l.mend(t)
 			}
 			app.eventually(t, "/data", http.StatusOK)
-			require.Len(t, dataOf(t, app), count)
+			dataOf(t, app, count)
 		})
 	}
 }
 
-// dataOf returns the records as GET /data shows them.
-func dataOf(t *testing.T, app *running) []records.Record {
+// dataOf waits until GET /data shows so many records, and returns them.
+func dataOf(t *testing.T, app *running, want int) (found []records.Record) {
 	t.Helper()
-	response, err := http.Get("http://" + app.addr + "/data")
-	require.NoError(t, err)
-	defer response.Body.Close()
-	require.Equal(t, http.StatusOK, response.StatusCode)
-	var found []records.Record
-	require.NoError(t, json.NewDecoder(response.Body).Decode(&found))
+	eventually(t, func() bool {
+		response, err := http.Get("http://" + app.addr + "/data")
+		require.NoError(t, err)
+		defer response.Body.Close()
+		require.Equal(t, http.StatusOK, response.StatusCode)
+		found = nil
+		require.NoError(t, json.NewDecoder(response.Body).Decode(&found))
+		return len(found) == want
+	}, "GET /data shows all records")
 	return found
 }

@@ -85,7 +85,7 @@ func parseQuery(encoded string) (records.Query, error) {
 	if err != nil {
 		return records.Query{}, err
 	}
-	q := records.Query{Name: values.Get("name"), After: values.Get("after")}
+	q := records.Query{Name: values.Get("name"), After: values.Get("after"), Settled: true}
 	if values.Has("limit") {
 		q.Limit, err = strconv.ParseInt(values.Get("limit"), 10, 64)
 		if err != nil || q.Limit < 1 {

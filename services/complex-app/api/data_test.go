@@ -61,7 +61,7 @@ func TestDataQuery(t *testing.T) {
 	s := &fakeStore{}
 	a := request(t, http.MethodGet, serve(t, &fakePublisher{}, s)+"/data?limit=3&after=id&name=a%26b", "", "")
 	require.Equal(t, http.StatusOK, a.status)
-	require.Equal(t, records.Query{Limit: 3, After: "id", Name: "a&b"}, s.asked)
+	require.Equal(t, records.Query{Limit: 3, After: "id", Name: "a&b", Settled: true}, s.asked)
 
 	for query, detail := range map[string]string{
 		"limit=0":         "limit must be a whole number from 1",

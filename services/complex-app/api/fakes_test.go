@@ -161,6 +161,10 @@ func newHandler(p *fakePublisher, s *fakeStore) http.Handler {
 	return api.New(p, s, &fakeDeadLetters{}, slog.New(slog.DiscardHandler))
 }
 
+func newSlowHandler(s *slowServers) http.Handler {
+	return api.New(s, s, &fakeDeadLetters{}, slog.New(slog.DiscardHandler))
+}
+
 // do calls the handler without a socket, for input that no client would send.
 func do(h http.Handler, method, path, query, contentType, body string) int {
 	r := httptest.NewRequest(method, path, strings.NewReader(body))

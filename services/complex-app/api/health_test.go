@@ -49,7 +49,7 @@ func TestHeadOfData(t *testing.T) {
 	response, err := http.Head(serve(t, &fakePublisher{}, s) + "/data?name=a&limit=1000")
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())
-	require.Equal(t, records.Query{Name: "a", Limit: 1}, s.asked)
+	require.Equal(t, records.Query{Name: "a", Limit: 1, Settled: true}, s.asked)
 }
 
 func TestWrongPathsAndMethods(t *testing.T) {

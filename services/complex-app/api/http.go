@@ -29,7 +29,8 @@ const (
 	maxKeyBytes = 255
 	// readTimeout bounds a body that is sent slowly.
 	readTimeout = 10 * time.Second
-	// writeTimeout bounds each write to a client that reads slowly.
+	// writeTimeout bounds each write to a client that reads slowly. It extends that of the
+	// server, which counts from the request.
 	writeTimeout = 10 * time.Second
 	// throttleTimeout bounds the wait for other requests of the same kind.
 	throttleTimeout = 5 * time.Second
@@ -39,8 +40,7 @@ const (
 func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 {
-			// The server waits for a body that no handler reads before it answers, so
-			// that one must not be slow either.
+			// also for a body that no handler reads, see refuse
 			setReadDeadline(w, time.Now().Add(readTimeout))
 		}
 		err := handle(w, r)
@@ -51,8 +51,18 @@ func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http
 		if p.Status == http.StatusInternalServerError && r.Context().Err() == nil {
 			a.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "id", p.ID, "reason", err.Error())
 		}
-		p.write(w)
+		refuse(w, r, p)
 	}
+}
+
+// refuse reads what is left of the body first, as far as it may go: a client that still
+// sends when the connection is closed would see that and not the answer. One that asks
+// with "Expect" whether to send does not send it.
+func refuse(w http.ResponseWriter, r *http.Request, p problem) {
+	if r.Header.Get("Expect") == "" && r.ContentLength != 0 {
+		_, _ = io.CopyN(io.Discard, r.Body, maxBatchBytes)
+	}
+	p.write(w)
 }
 
 // throttle lets n requests through at a time.
@@ -64,8 +74,8 @@ func throttle(n int64) func(http.Handler) http.Handler {
 				ctx, cancel := context.WithTimeout(r.Context(), throttleTimeout)
 				defer cancel()
 				if places.Acquire(ctx, 1) != nil {
-					setReadDeadline(w, time.Now().Add(readTimeout)) // the server reads the body before it answers
-					newProblem(errBusy).write(w)
+					setReadDeadline(w, time.Now().Add(readTimeout))
+					refuse(w, r, newProblem(errBusy))
 					return
 				}
 			}

@@ -6,7 +6,6 @@ import (
 	"embed"
 	"fmt"
 	"net/http"
-	"time"
 
 	"github.com/go-chi/chi/v5"
 )
@@ -37,7 +36,6 @@ func newETags() map[string]string {
 
 // handleFile answers with a file: GET /page/…, or the page itself: GET /.
 func (p *Page) handleFile(w http.ResponseWriter, r *http.Request) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // tests' ResponseWriters cannot
 	name := cmp.Or(chi.URLParam(r, "name"), "index.html")
 	h := w.Header()
 	h.Set("Content-Security-Policy", policy)

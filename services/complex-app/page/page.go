@@ -20,10 +20,6 @@ import (
 	"github.com/klauspost/compress/gzhttp"
 )
 
-// writeTimeout cuts a client off that reads slowly or not at all. An error of writing
-// means no more than that, and goes nowhere.
-const writeTimeout = 30 * time.Second
-
 // Page is the page of one complex-app.
 type Page struct {
 	publisher publisher
@@ -66,7 +62,6 @@ func (p *Page) handleStatus(w http.ResponseWriter, _ *http.Request) {
 }
 
 func setJSON(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // tests' ResponseWriters cannot
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 }

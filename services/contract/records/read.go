@@ -2,7 +2,6 @@ package records
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -21,6 +20,9 @@ const (
 	batchSize = 64
 	// finishedBatch is larger, because those records come without their content.
 	finishedBatch = 1000
+	// settleTime is how long a record may become visible after its storedAt: the server
+	// notes the time first and stores then, several at a time.
+	settleTime = 2 * time.Second
 )
 
 // Query selects records.
@@ -28,20 +30,37 @@ type Query struct {
 	Name  string // only records with this name, unless empty
 	After string // only records stored after the one with this id, unless empty
 	Limit int64  // at most so many, unless 0
+	// Settled leaves out the records of the last two seconds: one that comes before them
+	// may not be visible yet. A reader that goes on with After needs it.
+	Settled bool
 }
 
 // List yields the matching records in the order in which they were stored, as
 // MongoDB delivers them, without their runs and changes. After an error it yields
 // nothing more. It is an ErrUnknown when there is no record with the id After.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[Record, error] {
-	filter := bson.D{}
+	return func(yield func(Record, error) bool) {
+		filter, err := s.filter(ctx, q)
+		if err != nil {
+			yield(Record{}, err)
+			return
+		}
+		s.read(ctx, filter, q.Limit, options.Find().
+			SetSort(bson.D{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}).
+			SetProjection(bson.D{{Key: "runs", Value: 0}, {Key: "changedAt", Value: 0}}).
+			SetBatchSize(batchSize))(yield)
+	}
+}
+
+func (s *Store) filter(ctx context.Context, q Query) (filter bson.D, err error) {
+	filter = bson.D{} // not nil
 	if q.Name != "" {
 		filter = append(filter, bson.E{Key: "name", Value: q.Name})
 	}
 	if q.After != "" {
 		last, err := s.find(ctx, q.After)
 		if err != nil {
-			return func(yield func(Record, error) bool) { yield(Record{}, err) }
+			return nil, err
 		}
 		// the first condition lets the index skip what comes before
 		filter = append(filter,
@@ -51,22 +70,38 @@ func (s *Store) List(ctx context.Context, q Query) iter.Seq2[Record, error] {
 				bson.D{{Key: "_id", Value: bson.D{{Key: "$gt", Value: last.ID}}}},
 			}})
 	}
-	return s.read(ctx, filter, options.Find().
-		SetSort(bson.D{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}}).
-		SetProjection(bson.D{{Key: "runs", Value: 0}, {Key: "changedAt", Value: 0}}).
-		SetLimit(q.Limit).
-		SetBatchSize(batchSize))
+	if q.Settled {
+		now, err := s.now(ctx)
+		if err != nil {
+			return nil, err
+		}
+		// not $lte: a document that is no record may have no time, and should be named
+		filter = append(filter, bson.E{Key: "$nor", Value: bson.A{
+			bson.D{{Key: "storedAt", Value: bson.D{{Key: "$gt", Value: now.Add(-settleTime)}}}},
+		}})
+	}
+	return filter, nil
+}
+
+// now returns the server's time.
+func (s *Store) now(ctx context.Context) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	var hello struct {
+		LocalTime time.Time `bson:"localTime"`
+	}
+	err := s.collection.Database().RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Decode(&hello)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("ask for the time: %w", err)
+	}
+	return hello.LocalTime, nil
 }
 
 func (s *Store) find(ctx context.Context, id string) (Record, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
-	var r Record
-	err := s.collection.FindOne(ctx, bson.D{{Key: "_id", Value: id}}).Decode(&r)
-	if errors.Is(err, mongo.ErrNoDocuments) {
-		return r, fmt.Errorf("%w: %s", ErrUnknown, id)
+	for r, err := range s.read(ctx, bson.D{{Key: "_id", Value: id}}, 1, options.Find()) {
+		return r, err
 	}
-	return r, wrap("read", id, err)
+	return Record{}, fmt.Errorf("%w: %s", ErrUnknown, id)
 }
 
 // Changed yields the records that changed after the given time by the server's
@@ -77,10 +112,8 @@ func (s *Store) Changed(ctx context.Context, after time.Time, limit int64, state
 	if !after.IsZero() {
 		filter = append(filter, bson.E{Key: "changedAt", Value: bson.D{{Key: "$gt", Value: after}}})
 	}
-	return s.read(ctx, filter, options.Find().
-		SetSort(bson.D{{Key: "changedAt", Value: -1}}).
-		SetLimit(limit).
-		SetBatchSize(batchSize))
+	return s.read(ctx, filter, limit, options.Find().
+		SetSort(bson.D{{Key: "changedAt", Value: -1}}))
 }
 
 // Finished yields the records that are done, the first that became so first,
@@ -88,7 +121,7 @@ func (s *Store) Changed(ctx context.Context, after time.Time, limit int64, state
 // the server's clock. A record that is done never changes again.
 func (s *Store) Finished(ctx context.Context, since time.Time) iter.Seq2[Record, error] {
 	filter := bson.D{{Key: "status", Value: Done}, {Key: "changedAt", Value: bson.D{{Key: "$gte", Value: since}}}}
-	return s.read(ctx, filter, options.Find().
+	return s.read(ctx, filter, 0, options.Find().
 		SetSort(bson.D{{Key: "changedAt", Value: 1}}).
 		SetProjection(bson.D{{Key: "name", Value: 0}, {Key: "content", Value: 0}}).
 		SetBatchSize(finishedBatch))
@@ -98,24 +131,19 @@ func (s *Store) Finished(ctx context.Context, since time.Time) iter.Seq2[Record,
 // queue is FIFO, so nearly all events sent before it have been claimed. The zero time
 // means that there is no record.
 func (s *Store) Newest(ctx context.Context) (sentAt time.Time, err error) {
-	var r Record
-	err = s.collection.FindOne(ctx, bson.D{}, options.FindOne().
+	for r, err := range s.read(ctx, bson.D{}, 1, options.Find().
 		SetSort(bson.D{{Key: "storedAt", Value: -1}, {Key: "_id", Value: -1}}).
-		SetProjection(bson.D{{Key: "sentAt", Value: 1}})).Decode(&r)
-	if errors.Is(err, mongo.ErrNoDocuments) {
-		return time.Time{}, nil
+		SetProjection(short)) {
+		return r.SentAt, err
 	}
-	if err != nil {
-		return time.Time{}, fmt.Errorf("find the newest record: %w", err)
-	}
-	return r.SentAt, nil
+	return time.Time{}, nil
 }
 
 // CountByStatus counts the records with each of the given states.
 func (s *Store) CountByStatus(ctx context.Context, states ...Status) (map[Status]int64, error) {
 	counts := map[Status]int64{}
 	for _, status := range states {
-		n, err := s.collection.CountDocuments(ctx, bson.D{{Key: "status", Value: status}})
+		n, err := s.collection.CountDocuments(ctx, bson.D{{Key: "status", Value: status}, {Key: "_id", Value: bson.D{{Key: "$type", Value: "string"}}}})
 		if err != nil {
 			return nil, fmt.Errorf("count records: %w", err)
 		}
@@ -124,35 +152,44 @@ func (s *Store) CountByStatus(ctx context.Context, states ...Status) (map[Status
 	return counts, nil
 }
 
-// Count returns how many records there are. It looks at none of them.
+// Count returns how many records there are. It looks at none of them, only at what
+// somebody else has put there.
 func (s *Store) Count(ctx context.Context) (int64, error) {
-	n, err := s.collection.EstimatedDocumentCount(ctx)
+	all, err := s.collection.EstimatedDocumentCount(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("count records: %w", err)
 	}
-	return n, nil
+	foreign, err := s.collection.CountDocuments(ctx, bson.D{{Key: "$or", Value: bson.A{
+		bson.D{{Key: "storedAt", Value: nil}}, bson.D{{Key: "_id", Value: bson.D{{Key: "$type", Value: "objectId"}}}},
+	}}})
+	if err != nil {
+		return 0, fmt.Errorf("count records: %w", err)
+	}
+	return max(0, all-foreign), nil
 }
 
 // Jobs returns the jobs of the records with the given ids, by id.
 func (s *Store) Jobs(ctx context.Context, ids []string) (map[string]string, error) {
-	cursor, err := s.collection.Find(ctx, bson.D{{Key: "_id", Value: bson.D{{Key: "$in", Value: ids}}}})
-	if err != nil {
-		return nil, fmt.Errorf("find jobs: %w", err)
-	}
-	var found []Record
-	if err := cursor.All(ctx, &found); err != nil {
-		return nil, fmt.Errorf("find jobs: %w", err)
-	}
-	jobs := make(map[string]string, len(found))
-	for _, r := range found {
+	jobs := map[string]string{}
+	for r, err := range s.read(ctx, bson.D{{Key: "_id", Value: bson.D{{Key: "$in", Value: ids}}}}, 0, options.Find().SetProjection(short)) {
+		if err != nil {
+			return nil, err
+		}
 		jobs[r.ID] = r.Job
 	}
 	return jobs, nil
 }
 
-// read yields what a find delivers.
-func (s *Store) read(ctx context.Context, filter bson.D, o *options.FindOptionsBuilder) iter.Seq2[Record, error] {
+// short leaves out what may be long.
+var short = bson.D{{Key: "name", Value: 0}, {Key: "content", Value: 0}, {Key: "runs", Value: 0}}
+
+// read yields what a find delivers and is a record, at most limit of them unless that is
+// 0. The server's own limit would count what is passed over.
+func (s *Store) read(ctx context.Context, filter bson.D, limit int64, o *options.FindOptionsBuilder) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
+		if limit > 0 {
+			o.SetBatchSize(int32(min(limit, batchSize)))
+		}
 		limited, cancel := context.WithTimeout(ctx, answerTimeout)
 		cursor, err := s.collection.Find(limited, filter, o)
 		cancel()
@@ -165,20 +202,31 @@ func (s *Store) read(ctx context.Context, filter bson.D, o *options.FindOptionsB
 			defer cancel()
 			_ = cursor.Close(ctx) // without a server it is closed there already
 		}()
-		for next(ctx, cursor) {
+		for n := int64(0); (n < limit || limit == 0) && next(ctx, cursor); {
 			var r Record
 			// cursor.Decode would allocate a reader of 4 KiB for each record
 			if err := bson.Unmarshal(cursor.Current, &r); err != nil {
-				yield(Record{}, fmt.Errorf("decode a record: %w", err))
-				return
+				s.passOver(cursor.Current, err.Error())
+				continue
 			}
-			if !yield(r, nil) {
+			if r.StoredAt.IsZero() || r.Status == "" {
+				s.passOver(cursor.Current, "it has no storedAt or no status")
+				continue
+			}
+			if n++; !yield(r, nil) {
 				return
 			}
 		}
 		if err := cursor.Err(); err != nil {
 			yield(Record{}, fmt.Errorf("read records: %w", err))
 		}
+	}
+}
+
+// passOver names the first document of somebody else's.
+func (s *Store) passOver(document bson.Raw, reason string) {
+	if s.Foreign != nil {
+		s.foreign.Do(func() { s.Foreign(document.Lookup("_id").String(), reason) })
 	}
 }
 

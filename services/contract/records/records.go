@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -109,7 +110,7 @@ type Record struct {
 	Attempts   int       `bson:"attempts" json:"attempts"`               // at its message, see queue.Delivery
 	Error      string    `bson:"error,omitempty" json:"error,omitempty"` // of the last attempt that failed
 	SentAt     time.Time `bson:"sentAt" json:"sentAt,omitzero"`
-	StoredAt   time.Time `bson:"storedAt" json:"storedAt"`
+	StoredAt   time.Time `bson:"storedAt" json:"storedAt"`                        // by the server's clock
 	FinishedAt time.Time `bson:"finishedAt,omitempty" json:"finishedAt,omitzero"` // when it was done
 	Runs       []Run     `bson:"runs,omitempty" json:"-"`                         // none in a record of an earlier version
 	ChangedAt  time.Time `bson:"changedAt,omitempty" json:"-"`                    // by the server's clock
@@ -128,6 +129,11 @@ type Run struct {
 type Store struct {
 	client     *mongo.Client
 	collection *mongo.Collection
+	foreign    sync.Once
+
+	// Foreign, if there is one, is called for the first document that is no record. All of
+	// those are passed over.
+	Foreign func(id, reason string)
 }
 
 // Open returns a store. It connects in the background and needs no server yet:
@@ -206,62 +212,60 @@ func (s *Store) CreateIndexes(ctx context.Context) error {
 // record, a later one changes its job, attempts and runs only, so that one id is
 // one record. ErrDone means that there is nothing left to do.
 func (s *Store) Begin(ctx context.Context, m contract.Message, run Run) error {
-	for {
-		_, err := s.collection.UpdateOne(ctx,
-			// A record that is done does not match. The upsert then tries to add
-			// it again, which its _id forbids.
-			bson.D{{Key: "_id", Value: m.ID}, {Key: "status", Value: bson.D{{Key: "$ne", Value: Done}}}},
-			bson.D{
-				{Key: "$setOnInsert", Value: bson.D{
-					{Key: "name", Value: m.Name},
-					{Key: "content", Value: m.Content},
-					{Key: "sentAt", Value: m.SentAt},
-					{Key: "storedAt", Value: time.Now()},
-				}},
-				{Key: "$set", Value: bson.D{{Key: "status", Value: Processing}, {Key: "job", Value: run.Job}}},
-				// not $inc and $push: this may be sent twice when the answer is lost
-				{Key: "$max", Value: bson.D{{Key: "attempts", Value: run.Attempt}}},
-				{Key: "$addToSet", Value: bson.D{{Key: "runs", Value: run}}},
-				changedNow(),
-			},
-			options.UpdateOne().SetUpsert(true))
-		if !mongo.IsDuplicateKeyError(err) {
-			return wrap("store", m.ID, err)
-		}
-		found, err := s.find(ctx, m.ID)
-		if err != nil {
-			return err
-		}
-		if found.Status == Done {
-			return ErrDone
-		}
-		// Another Job with the same message added it between our match and our
-		// insert. Now it matches.
+	work := bson.D{{Key: "status", Value: Processing}, {Key: "job", Value: run.Job}}
+	// not $inc and $push: this may be sent twice when the answer is lost
+	attempts := bson.E{Key: "$max", Value: bson.D{{Key: "attempts", Value: run.Attempt}}}
+	runs := bson.E{Key: "$addToSet", Value: bson.D{{Key: "runs", Value: run}}}
+	// No record matches the first update: the upsert adds one, or its _id forbids that.
+	// Only so can the server set a time that never changes again.
+	_, err := s.collection.UpdateOne(ctx,
+		bson.D{{Key: "_id", Value: m.ID}, {Key: "storedAt", Value: bson.D{{Key: "$exists", Value: false}}}},
+		bson.D{
+			{Key: "$set", Value: append(bson.D{{Key: "name", Value: m.Name}, {Key: "content", Value: m.Content}, {Key: "sentAt", Value: m.SentAt}}, work...)},
+			attempts, runs, now("storedAt", "changedAt"),
+		}, options.UpdateOne().SetUpsert(true))
+	if !mongo.IsDuplicateKeyError(err) {
+		return wrap("store", m.ID, err)
 	}
+	again, err := s.update(ctx, "store", m.ID, bson.D{{Key: "$set", Value: work}, attempts, runs, now("changedAt")})
+	if err != nil || again {
+		return err
+	}
+	found, err := s.find(ctx, m.ID)
+	if err == nil && found.Status != Done {
+		err = errors.New("it has just changed") // deleted and stored again
+	}
+	if err != nil {
+		return wrap("store", m.ID, err)
+	}
+	return ErrDone
 }
 
 // Finish marks the record done. Doing so again changes nothing.
 func (s *Store) Finish(ctx context.Context, id string) error {
-	return s.update(ctx, "finish", id, bson.D{
+	_, err := s.update(ctx, "finish", id, bson.D{
 		{Key: "$set", Value: bson.D{{Key: "status", Value: Done}, {Key: "finishedAt", Value: time.Now()}}},
 		{Key: "$unset", Value: bson.D{{Key: "error", Value: ""}}},
-		changedNow(),
+		now("changedAt"),
 	})
+	return err
 }
 
 // Fail notes that an attempt has failed, and whether another one follows: status is
 // Retrying or Failed. A record that is done stays done.
 func (s *Store) Fail(ctx context.Context, id string, status Status, reason string) error {
-	return s.update(ctx, "fail", id, bson.D{
+	_, err := s.update(ctx, "fail", id, bson.D{
 		{Key: "$set", Value: bson.D{{Key: "status", Value: status}, {Key: "error", Value: shorten(reason)}}},
-		changedNow(),
+		now("changedAt"),
 	})
+	return err
 }
 
-func (s *Store) update(ctx context.Context, verb, id string, change bson.D) error {
-	_, err := s.collection.UpdateOne(ctx,
+// update changes a record that is not done, and says whether there is one.
+func (s *Store) update(ctx context.Context, verb, id string, change bson.D) (bool, error) {
+	result, err := s.collection.UpdateOne(ctx,
 		bson.D{{Key: "_id", Value: id}, {Key: "status", Value: bson.D{{Key: "$ne", Value: Done}}}}, change)
-	return wrap(verb, id, err)
+	return err == nil && result.MatchedCount > 0, wrap(verb, id, err)
 }
 
 func shorten(text string) string {
@@ -272,10 +276,14 @@ func shorten(text string) string {
 	return strings.ToValidUTF8(text[:maxErrorBytes], "") + "…"
 }
 
-// changedNow lets the server note the time: the Jobs' clocks may differ, and a reader
-// that asks for the changes since a time would miss a record.
-func changedNow() bson.E {
-	return bson.E{Key: "$currentDate", Value: bson.D{{Key: "changedAt", Value: true}}}
+// now lets the server set times: the Jobs' clocks may differ, and a reader that goes on
+// from the last one that it has seen would miss a record.
+func now(fields ...string) bson.E {
+	var times bson.D
+	for _, field := range fields {
+		times = append(times, bson.E{Key: field, Value: true})
+	}
+	return bson.E{Key: "$currentDate", Value: times}
 }
 
 func wrap(verb, id string, err error) error {

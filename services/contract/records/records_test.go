@@ -3,6 +3,7 @@ package records_test
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
 
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/contracttest"
@@ -189,6 +192,137 @@ func TestListInTheOrderOfStoring(t *testing.T) {
 		paged = append(paged, page...)
 	}
 	require.Equal(t, all, paged)
+}
+
+// A reader that goes on from the last record that it has seen sees each one once, however
+// the Jobs' clocks differ and however long each write takes.
+func TestAReaderThatFollowsSeesEveryRecordOnce(t *testing.T) {
+	t.Parallel()
+	s := contracttest.Store(t)
+	require.NoError(t, s.CreateIndexes(t.Context()))
+	const writers, each = 10, 12
+	var writing sync.WaitGroup
+	for w := range writers {
+		writing.Go(func() {
+			for i := range each {
+				if err := s.Begin(t.Context(), message(fmt.Sprintf("%d-%d", (w+i)%writers, i), "a"), run("job", 1)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	seen := map[string]int{}
+	last := ""
+	require.Eventually(t, func() bool {
+		for _, r := range list(t, s, records.Query{After: last, Limit: 7, Settled: true}) {
+			seen[r.ID]++
+			last = r.ID
+		}
+		return len(seen) == writers*each
+	}, 5*contracttest.Patience, contracttest.Tick)
+	writing.Wait()
+	for id, n := range seen {
+		require.Equal(t, 1, n, id)
+	}
+}
+
+// A record that comes before another one may become visible after it.
+func TestARecordIsHeldBackUntilNoneComesBeforeIt(t *testing.T) {
+	t.Parallel()
+	s, collection := storeAndCollection(t)
+	insert := func(id string, at time.Time) {
+		_, err := collection.InsertOne(t.Context(), records.Record{ID: id, Status: records.Processing, StoredAt: at})
+		require.NoError(t, err)
+	}
+	var at time.Time
+	require.Eventually(t, func() bool { // a slow machine may take longer than the two seconds
+		_, err := collection.DeleteMany(t.Context(), bson.D{})
+		require.NoError(t, err)
+		at = time.Now()
+		insert("b", at)
+		return len(list(t, s, records.Query{Settled: true})) == 0
+	}, contracttest.Patience, contracttest.Tick)
+	require.Len(t, list(t, s, records.Query{}), 1)
+	insert("a", at.Add(-time.Millisecond))
+	require.Eventually(t, func() bool { return len(list(t, s, records.Query{Settled: true, After: "a"})) == 1 }, contracttest.Patience, contracttest.Tick)
+	require.Len(t, list(t, s, records.Query{Settled: true}), 2)
+}
+
+// storeAndCollection returns a store and what is below it.
+func storeAndCollection(t *testing.T) (*records.Store, *mongo.Collection) {
+	t.Helper()
+	c := contracttest.MongoDB(t)
+	s, err := records.Open(c, "test")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	client, err := records.Connect(c, "test")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = client.Disconnect(context.Background()) })
+	return s, client.Database(c.DB).Collection(c.Collection)
+}
+
+// Of documents that somebody else has put into the collection, one is named.
+func TestDocumentsThatAreNoRecordsArePassedOver(t *testing.T) {
+	t.Parallel()
+	s, collection := storeAndCollection(t)
+	var named []string
+	s.Foreign = func(id, reason string) { named = append(named, id+": "+reason) }
+	require.NoError(t, s.Begin(t.Context(), message("ours", "a"), run("job", 1)))
+	require.NoError(t, s.Finish(t.Context(), "ours"))
+
+	before, after := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	of := func(storedAt time.Time, fields ...bson.E) bson.D {
+		return append(bson.D{{Key: "storedAt", Value: storedAt}, {Key: "changedAt", Value: after}}, fields...)
+	}
+	insert := func(documents ...any) {
+		_, err := collection.InsertMany(t.Context(), documents)
+		require.NoError(t, err)
+	}
+	done := bson.E{Key: "status", Value: records.Done}
+	insert(
+		bson.D{{Key: "name", Value: "a"}, {Key: "content", Value: "c"}}, // as insertOne in mongosh makes it
+		bson.D{{Key: "_id", Value: 17}, done, {Key: "changedAt", Value: after}},
+		of(before, bson.E{Key: "_id", Value: bson.NewObjectID()}, done),
+		of(after, bson.E{Key: "_id", Value: bson.NewObjectID()}, done),
+	)
+	n, err := s.Count(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, 1, n)
+	counts, err := s.CountByStatus(t.Context(), records.Done)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, counts[records.Done])
+	insert(
+		of(before, bson.E{Key: "_id", Value: "a text for a number"}, bson.E{Key: "attempts", Value: "one"}, done),
+		of(after, bson.E{Key: "_id", Value: "a time that is none"}, bson.E{Key: "sentAt", Value: "today"}, done),
+		of(before, bson.E{Key: "_id", Value: "no status"}),
+	)
+	only := func(seq iter.Seq2[records.Record, error]) {
+		t.Helper()
+		var ids []string
+		for r, err := range seq {
+			require.NoError(t, err)
+			ids = append(ids, r.ID)
+		}
+		require.Equal(t, []string{"ours"}, ids)
+	}
+	require.Eventually(t, func() bool {
+		return len(list(t, s, records.Query{Settled: true})) == 1
+	}, contracttest.Patience, contracttest.Tick)
+	only(s.List(t.Context(), records.Query{}))
+	only(s.List(t.Context(), records.Query{Limit: 1}))
+	only(s.Changed(t.Context(), time.Time{}, 1, records.Done))
+	only(s.Finished(t.Context(), before))
+	sent, err := s.Newest(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, message("", "").SentAt.UTC(), sent.UTC())
+	jobs, err := s.Jobs(t.Context(), []string{"ours", "a text for a number"})
+	require.NoError(t, err)
+	require.Equal(t, "job", jobs["ours"])
+	for _, err := range s.List(t.Context(), records.Query{After: "no status"}) {
+		require.ErrorIs(t, err, records.ErrUnknown)
+	}
+	require.Len(t, named, 1)
+	require.Contains(t, named[0], "_id")
 }
 
 func changed(t *testing.T, s *records.Store, after time.Time, limit int64, states ...records.Status) (ids []string, last time.Time) {
