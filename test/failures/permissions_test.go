@@ -12,10 +12,15 @@ import (
 	"keda-p2/services/contract/records"
 )
 
-// The users that docs/production.md gives the smallest permissions.
-func TestTheSmallestPermissions(t *testing.T) {
+func TestRabbitMQsPermissions(t *testing.T) {
 	t.Parallel()
 	n := startNode(t)
+	t.Run("the smallest", func(t *testing.T) { smallestPermissions(t, n) })
+	t.Run("refused", func(t *testing.T) { refusedForGood(t, n) })
+}
+
+// smallestPermissions are those that docs/production.md gives.
+func smallestPermissions(t *testing.T, n node) {
 	db := contracttest.MongoDB(t)
 	admin := n.queue
 	user := func(name, configure, write, read string) queue.Config {
@@ -65,14 +70,19 @@ func TestTheSmallestPermissions(t *testing.T) {
 }
 
 // What RabbitMQ refuses for good ends a Job at once, with what to do about it.
-func TestRabbitMQRefuses(t *testing.T) {
-	t.Parallel()
-	n := startNode(t)
+func refusedForGood(t *testing.T, n node) {
 	db := contracttest.MongoDB(t)
-	contracttest.Consumer(t, n.queue)
 	require.NoError(t, n.Ctl(t.Context(), "add_user", "nobody", n.queue.Password))
 	require.NoError(t, n.Ctl(t.Context(), "add_user", "reader", n.queue.Password))
 	require.NoError(t, n.Ctl(t.Context(), "set_permissions", "reader", `^$`, `^task_queue(\.dead)?$`, `^$`))
+	blind := n.queue
+	blind.User = "reader"
+	app := startApp(t, blind, db)
+	eventually(t, func() bool {
+		app.mustSend(t, "", http.StatusServiceUnavailable)
+		return app.logged("access to exchange 'amq.default' in vhost '/' refused for user 'reader'")
+	}, "the log says why nothing is sent")
+	require.True(t, app.logged("docs/production.md"))
 	for name, c := range map[string]struct {
 		change func(*queue.Config)
 		says   string

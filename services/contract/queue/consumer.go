@@ -73,7 +73,7 @@ func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, er
 		}
 		raw, ok, err := c.ch.Get(c.cfg.Queue, false)
 		if err != nil {
-			return nil, fmt.Errorf("get from %s: %w", c.cfg.Queue, err)
+			return nil, fmt.Errorf("get from %s: %w", c.cfg.Queue, c.cfg.explain(err))
 		}
 		if ok && raw.MessageId == "" {
 			if err := c.giveID(ctx, raw); err != nil {

@@ -49,6 +49,7 @@ type session struct {
 	blocked  atomic.Bool
 	returned sync.Map      // ids of messages that no queue took
 	broken   chan struct{} // closed when the session is of no more use
+	why      error         // set before
 	breaking sync.Once
 }
 
@@ -72,10 +73,10 @@ func (p *Publisher) Run(ctx context.Context) {
 			p.session.Store(s)
 			select {
 			case <-s.broken:
+				p.setProblem(fmt.Errorf("connection lost: %w", p.cfg.explain(s.why)))
 			case <-ctx.Done():
 			}
 			p.session.Store(nil)
-			p.setProblem(errors.New("connection lost"))
 			s.close()
 			wait = minRedial
 		} else {
@@ -181,8 +182,10 @@ func (s *session) prepare(c Config) error {
 
 	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
 	go func() {
-		<-closed
-		s.end()
+		if err := <-closed; err != nil {
+			s.end(err)
+		}
+		s.end(amqp.ErrClosed)
 	}()
 	blocked := s.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
 	go func() {
@@ -198,14 +201,19 @@ func (s *session) prepare(c Config) error {
 	go func() {
 		for r := range returns {
 			s.returned.Store(r.MessageId, struct{}{})
-			s.end() // a new session declares the queue again
+			s.end(errors.New("a queue is gone")) // a new session declares the queue again
 			<-noted
 		}
 	}()
 	return nil
 }
 
-func (s *session) end() { s.breaking.Do(func() { close(s.broken) }) }
+func (s *session) end(why error) {
+	s.breaking.Do(func() {
+		s.why = why
+		close(s.broken)
+	})
+}
 
 func (s *session) close() { _ = s.conn.CloseDeadline(time.Now().Add(closeTimeout)) }
 
