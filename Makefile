@@ -80,7 +80,7 @@ test-page: build ## the page in a headless Chromium; PICTURES=folder keeps what 
 
 .PHONY: e2e
 e2e: ## the tutorial on the cluster of KUBECONFIG, with the registry REPO, LOGIN, PASSWORD
-	@cd test && go test -tags e2e -count=1 -timeout 45m -v ./e2e
+	@cd test && go test -tags e2e -count=1 -timeout 90m -v ./e2e
 
 .PHONY: e2e-compose
 e2e-compose: ## the tutorial's five events with Docker Compose
