@@ -23,7 +23,6 @@ import (
 
 // slowServers answer when released is closed.
 type slowServers struct {
-	fakePublisher
 	fakeStore
 	released chan struct{}
 }

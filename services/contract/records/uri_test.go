@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -258,7 +259,7 @@ func resolve(t *testing.T, members ...*member) {
 				switch name := q.Name.String(); {
 				case q.Type == dnsmessage.TypeSRV && name == "_mongodb._tcp.set.records.test.":
 					_, port, _ := net.SplitHostPort(member.addr)
-					n, _ := net.LookupPort("tcp", port)
+					n, _ := strconv.Atoi(port) // net.LookupPort would ask the resolver
 					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.SRVResource{Target: dnsmessage.MustNewName(member.host + "."), Port: uint16(n)}})
 				case q.Type == dnsmessage.TypeTXT && name == "set.records.test." && i == 0:
 					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.TXTResource{TXT: []string{"replicaSet=rs0"}}})
