@@ -240,8 +240,8 @@ func TestEveryDescribedPathIsServed(t *testing.T) {
 
 func TestSettings(t *testing.T) {
 	t.Parallel()
-	err := (&settings{ConfirmTimeout: -1}).Validate()
-	for _, variable := range []string{"CONFIRM_TIMEOUT", "SHUTDOWN_TIMEOUT", "RABBITMQ_HOST", "MONGODB_HOST"} {
+	err := (&settings{ConfirmTimeout: -1, TrustedOrigins: []string{"demo.example"}, AllowedHosts: []string{"demo.example:80"}}).Validate()
+	for _, variable := range []string{`TRUSTED_ORIGINS: "demo.example"`, `ALLOWED_HOSTS: "demo.example:80"`, "CONFIRM_TIMEOUT", "SHUTDOWN_TIMEOUT", "RABBITMQ_HOST", "MONGODB_HOST"} {
 		require.ErrorContains(t, err, variable)
 	}
 }
