@@ -52,8 +52,8 @@ cover: build ## the tests' coverage, as coverage.html
 .PHONY: lint
 lint: ## formatting, go vet, staticcheck, shellcheck
 	@unformatted=$$(gofmt -l services test); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
-	@for tags in '' e2e compose page observability; do go vet -tags "$$tags" work || exit 1; done
-	@for module in $(MODULES); do (cd $$module && go run $(STATICCHECK) -tags e2e,compose,page,observability ./...) || exit 1; done
+	@for tags in '' e2e compose page observability proxy; do go vet -tags "$$tags" work || exit 1; done
+	@for module in $(MODULES); do (cd $$module && go run $(STATICCHECK) -tags e2e,compose,page,observability,proxy ./...) || exit 1; done
 	@command -v shellcheck >/dev/null || { echo "install shellcheck (Debian: apt-get install shellcheck)"; exit 1; }
 	@shellcheck $(SCRIPTS)
 
@@ -95,6 +95,16 @@ test-observability: build ## alerts, dashboard and traces of the sandbox, in a r
 		apt-get -qq download prometheus || { apt-get -qq update && apt-get -qq download prometheus; }; \
 		dpkg -x prometheus_*.deb . && mv usr/bin/prom* . && rm -r prometheus_*.deb etc lib usr var; }
 	@cd test && PATH="$$PATH:$(CURDIR)/bin/prometheus" go test -tags observability -count=1 -timeout 10m ./observability
+
+.PHONY: test-proxy
+test-proxy: build ## complex-app behind nginx, as deploy/proxy/nginx.conf sets it up
+	@# taken out of Debian's package and not installed: no service starts, and no root is needed
+	@command -v nginx >/dev/null || [ -x bin/nginx/usr/sbin/nginx ] || { set -e; \
+		echo "taking nginx out of Debian's package, into bin/nginx/"; \
+		rm -rf bin/nginx && mkdir -p bin/nginx && cd bin/nginx; \
+		apt-get -qq download nginx || { apt-get -qq update && apt-get -qq download nginx; }; \
+		dpkg -x nginx_*.deb .; }
+	@cd test && PATH="$$PATH:/usr/sbin:$(CURDIR)/bin/nginx/usr/sbin" go test -tags proxy -count=1 -timeout 5m ./proxy
 
 .PHONY: chaos
 chaos: build ## events while everything is killed, restarted and cut: SEED=1 EVENTS=2000 CLIENTS=16

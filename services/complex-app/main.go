@@ -92,7 +92,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	middlewares = append(middlewares, observe.HTTP(registry, traces))            // optional: observe
 	observe.Ready(registry, publisher.Ready, store.Ping)                         // optional: observe
 	observe.Records(registry, store, log)                                        // optional: observe
-	router := api.New(events, store, deadLetters, log, middlewares...)
+	router := api.New(events, store, deadLetters, log, s.TrustedOrigins, s.AllowedHosts, middlewares...)
 	counter := &queue.Counter{Config: s.RabbitMQ, Name: "complex-app's page"} // optional: page
 	view := page.New(publisher, counter, store, deadLetters, log)             // optional: page
 	view.Mount(router)                                                        // optional: page

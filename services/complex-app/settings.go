@@ -2,7 +2,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/http"
+	"strings"
 	"time"
 
 	"keda-p2/services/contract/queue"
@@ -21,6 +24,10 @@ type settings struct {
 	// ShutdownTimeout is how long requests in flight may take after SIGTERM.
 	ShutdownTimeout time.Duration `split_words:"true" default:"20s"`
 	LogLevel        slog.Level    `split_words:"true" default:"info"`
+	// TrustedOrigins are those of the page behind a proxy that changes the Host header.
+	TrustedOrigins []string `split_words:"true"`
+	// AllowedHosts are the names under which the service answers; none means all.
+	AllowedHosts []string `split_words:"true"`
 
 	// AdminAddr serves /metrics, beside /healthz and /readyz. Empty means nowhere.
 	// The port is that of OpenTelemetry's exporters for Prometheus.
@@ -36,6 +43,16 @@ func (s *settings) Validate() error {
 	}
 	if s.ShutdownTimeout <= 0 {
 		problems = append(problems, errors.New("SHUTDOWN_TIMEOUT: is not positive"))
+	}
+	for _, origin := range s.TrustedOrigins {
+		if http.NewCrossOriginProtection().AddTrustedOrigin(origin) != nil {
+			problems = append(problems, fmt.Errorf("TRUSTED_ORIGINS: %q is not an origin; write https://demo.example, and a comma between two", origin))
+		}
+	}
+	for _, host := range s.AllowedHosts {
+		if host == "" || strings.ContainsAny(host, ":/ ") {
+			problems = append(problems, fmt.Errorf("ALLOWED_HOSTS: %q is not a name; write demo.example without a port, and a comma between two", host))
+		}
 	}
 	return errors.Join(problems...)
 }

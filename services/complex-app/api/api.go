@@ -55,17 +55,21 @@ const (
 )
 
 // New returns the router of all routes. Requests pass through the middlewares first.
-func New(p publisher, s store, d deadLetters, log *slog.Logger, middlewares ...func(http.Handler) http.Handler) chi.Router {
+// The pages of the origins may send requests too. No hosts means that all are allowed.
+func New(p publisher, s store, d deadLetters, log *slog.Logger, origins, hosts []string, middlewares ...func(http.Handler) http.Handler) chi.Router {
 	a := &api{publisher: p, store: s, dead: d, log: log,
 		rabbitMQ: &outage{server: rabbitMQ, log: log, signs: []error{queue.ErrUnavailable, queue.ErrUnconfirmed}},
 		mongoDB:  &outage{server: mongoDB, log: log, signs: []error{errStore}}}
 	// another site's page could make a visitor's browser submit a form here (CSRF)
 	sameOrigin := http.NewCrossOriginProtection()
+	for _, origin := range origins {
+		_ = sameOrigin.AddTrustedOrigin(origin) // main has tried it
+	}
 	sameOrigin.SetDenyHandler(a.answer(func(http.ResponseWriter, *http.Request) error { return errCrossOrigin }))
 
 	r := chi.NewRouter()
 	r.Use(middlewares...)
-	r.Use(middleware.GetHead, sameOrigin.Handler)
+	r.Use(middleware.GetHead, a.onlyUnder(hosts), sameOrigin.Handler)
 	r.With(throttle(maxSends)).Post("/send", a.answer(a.handleSend))
 	r.With(throttle(maxBatches)).Post("/send/batch", a.answer(a.handleSendBatch))
 	r.With(throttle(maxReaders)).Get("/data", a.answer(a.handleData))

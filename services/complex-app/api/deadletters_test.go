@@ -123,7 +123,7 @@ func TestManyWhoListShareOneLook(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &fakeDeadLetters{dead: []queue.DeadLetter{{ID: "1"}}, wait: make(chan struct{})}
-		h := api.New(&fakePublisher{}, &fakeStore{}, d, slog.New(slog.DiscardHandler))
+		h := api.New(&fakePublisher{}, &fakeStore{}, d, slog.New(slog.DiscardHandler), nil, nil)
 		var all sync.WaitGroup
 		for range 150 {
 			all.Go(func() {

@@ -109,7 +109,7 @@ func serve(t *testing.T, p *fakePublisher, s *fakeStore) string {
 
 func serveAll(t *testing.T, p *fakePublisher, s *fakeStore, d *fakeDeadLetters) string {
 	t.Helper()
-	server := httptest.NewServer(api.New(p, s, d, slog.New(slog.DiscardHandler)))
+	server := httptest.NewServer(api.New(p, s, d, slog.New(slog.DiscardHandler), nil, nil))
 	t.Cleanup(server.Close)
 	return server.URL
 }
@@ -158,11 +158,11 @@ func requireProblem(t *testing.T, a answer, status int, detail string) map[strin
 }
 
 func newHandler(p *fakePublisher, s *fakeStore) http.Handler {
-	return api.New(p, s, &fakeDeadLetters{}, slog.New(slog.DiscardHandler))
+	return api.New(p, s, &fakeDeadLetters{}, slog.New(slog.DiscardHandler), nil, nil)
 }
 
 func newSlowHandler(s *slowServers) http.Handler {
-	return api.New(s, s, &fakeDeadLetters{}, slog.New(slog.DiscardHandler))
+	return api.New(s, s, &fakeDeadLetters{}, slog.New(slog.DiscardHandler), nil, nil)
 }
 
 // do calls the handler without a socket, for input that no client would send.

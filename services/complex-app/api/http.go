@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"mime"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -63,6 +64,23 @@ func refuse(w http.ResponseWriter, r *http.Request, p problem) {
 		_, _ = io.CopyN(io.Discard, r.Body, maxBatchBytes)
 	}
 	p.write(w)
+}
+
+// onlyUnder refuses requests for other hosts, if there are any: a page of another site
+// could let its name point here (DNS rebinding). It cannot do so with an address, or with
+// localhost.
+func (a *api) onlyUnder(hosts []string) func(http.Handler) http.Handler {
+	refused := a.answer(func(http.ResponseWriter, *http.Request) error { return errWrongHost })
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			host := strings.ToLower((&url.URL{Host: r.Host}).Hostname())
+			if len(hosts) == 0 || host == "localhost" || net.ParseIP(host) != nil || slices.ContainsFunc(hosts, func(h string) bool { return strings.EqualFold(h, host) }) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			refused(w, r)
+		})
+	}
 }
 
 // throttle lets n requests through at a time.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"keda-p2/services/complex-app/api"
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/records"
 )
@@ -145,6 +147,42 @@ func TestARefusedRequestIsNotAskedFor(t *testing.T) {
 	require.NoError(t, err)
 	defer response.Body.Close()
 	require.Equal(t, http.StatusBadRequest, response.StatusCode)
+}
+
+// Behind a proxy that changes the Host header, the page's origin is another one.
+func TestTrustedOrigins(t *testing.T) {
+	t.Parallel()
+	handler := api.New(&fakePublisher{}, &fakeStore{}, &fakeDeadLetters{}, slog.New(slog.DiscardHandler), []string{"https://demo.example"}, nil)
+	for origin, status := range map[string]int{
+		"https://demo.example": http.StatusAccepted, "http://demo.example": http.StatusForbidden,
+		"https://evil.example": http.StatusForbidden, "null": http.StatusForbidden,
+	} {
+		r := httptest.NewRequest(http.MethodPost, "http://complex-app/send?name=a", nil)
+		r.Header.Set("Origin", origin)
+		r.Header.Set("Sec-Fetch-Site", "cross-site")
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		require.Equal(t, status, w.Code, origin)
+	}
+}
+
+func TestAllowedHosts(t *testing.T) {
+	t.Parallel()
+	handler := api.New(&fakePublisher{}, &fakeStore{}, &fakeDeadLetters{}, slog.New(slog.DiscardHandler), nil, []string{"Demo.example", "complex-app"})
+	for host, status := range map[string]int{
+		"demo.example": http.StatusOK, "DEMO.example:8080": http.StatusOK, "complex-app": http.StatusOK,
+		"localhost:8080": http.StatusOK, "10.0.0.7:8080": http.StatusOK, "[::1]:8080": http.StatusOK, // as kubectl port-forward and probes do
+		"evil.example": http.StatusMisdirectedRequest, "demo.example.evil.example": http.StatusMisdirectedRequest,
+		"": http.StatusMisdirectedRequest, "localhost.evil.example": http.StatusMisdirectedRequest, "10.0.0.7.evil.example": http.StatusMisdirectedRequest,
+	} {
+		for _, path := range []string{"/healthz", "/data"} {
+			r := httptest.NewRequest(http.MethodGet, path, nil)
+			r.Host = host
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, r)
+			require.Equal(t, status, w.Code, host)
+		}
+	}
 }
 
 func dial(t *testing.T, server *httptest.Server) net.Conn {

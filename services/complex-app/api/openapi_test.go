@@ -91,7 +91,7 @@ func TestEveryRouteIsDescribed(t *testing.T) {
 			described = append(described, method+" "+path)
 		}
 	}
-	routes := api.New(nil, nil, nil, slog.New(slog.DiscardHandler))
+	routes := api.New(nil, nil, nil, slog.New(slog.DiscardHandler), nil, nil)
 	require.NoError(t, chi.Walk(routes, func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
 		served = append(served, method+" "+route)
 		return nil

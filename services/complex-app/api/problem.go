@@ -44,6 +44,7 @@ var (
 	errNoSuchPath  = errors.New("there is nothing at this path; POST /send takes an event, POST /send/batch many, GET /data answers with the records, /openapi.yaml describes all")
 	errWrongMethod = errors.New("this path does not take this method; the Allow header names those that it takes")
 	errCrossOrigin = errors.New("a browser sent this for a page of another site; only this service's own page may")
+	errWrongHost   = errors.New("the service does not answer under the name in the Host header; ALLOWED_HOSTS lists those under which it does")
 	errBusy        = errors.New("too many requests of this kind at a time; send it again later")
 	errStore       = errors.New("MongoDB is not available")
 )
@@ -62,6 +63,7 @@ var answers = []struct {
 	{err: errNoSuchPath, status: http.StatusNotFound},
 	{err: queue.ErrNoDeadLetter, status: http.StatusNotFound},
 	{err: errWrongMethod, status: http.StatusMethodNotAllowed},
+	{err: errWrongHost, status: http.StatusMisdirectedRequest},
 	{err: errBusy, status: http.StatusServiceUnavailable},
 	{err: queue.ErrCutShort, status: http.StatusServiceUnavailable, detail: "the time was up, perhaps while others were at the dead letters; ask again"},
 	{err: errStore, status: http.StatusServiceUnavailable, detail: "MongoDB is not available; ask again"},
