@@ -71,30 +71,31 @@ func (s *Store) filter(ctx context.Context, q Query) (filter bson.D, err error) 
 			}})
 	}
 	if q.Settled {
-		now, err := s.now(ctx)
+		server, err := s.hello(ctx)
 		if err != nil {
 			return nil, err
 		}
 		// not $lte: a document that is no record may have no time, and should be named
 		filter = append(filter, bson.E{Key: "$nor", Value: bson.A{
-			bson.D{{Key: "storedAt", Value: bson.D{{Key: "$gt", Value: now.Add(-settleTime)}}}},
+			bson.D{{Key: "storedAt", Value: bson.D{{Key: "$gt", Value: server.LocalTime.Add(-settleTime)}}}},
 		}})
 	}
 	return filter, nil
 }
 
-// now returns the server's time.
-func (s *Store) now(ctx context.Context) (time.Time, error) {
+// hello is what the server says of itself.
+type hello struct {
+	LocalTime time.Time `bson:"localTime"`
+	SetName   string    `bson:"setName"` // of a replica set
+}
+
+func (s *Store) hello(ctx context.Context) (h hello, err error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	var hello struct {
-		LocalTime time.Time `bson:"localTime"`
+	if err = s.collection.Database().RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Decode(&h); err != nil {
+		err = fmt.Errorf("ask the server about itself: %w", err)
 	}
-	err := s.collection.Database().RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Decode(&hello)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("ask for the time: %w", err)
-	}
-	return hello.LocalTime, nil
+	return h, err
 }
 
 func (s *Store) find(ctx context.Context, id string) (Record, error) {

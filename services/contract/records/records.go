@@ -195,13 +195,21 @@ func (s *Store) Close(ctx context.Context) error { return s.client.Disconnect(ct
 
 // CreateIndexes makes the indexes that List and Changed use, unless they are there.
 func (s *Store) CreateIndexes(ctx context.Context) error {
+	server, err := s.hello(ctx)
+	if err != nil {
+		return config.ExplainTLS("MONGODB", err)
+	}
+	o := options.CreateIndexes()
+	if server.SetName != "" {
+		o.SetCommitQuorumMajority() // by default it waits for a member that is down
+	}
 	// one at a time: FerretDB 1.24 fails when two of one command exist already
 	for _, keys := range []bson.D{
 		{{Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}},
 		{{Key: "name", Value: 1}, {Key: "storedAt", Value: 1}, {Key: "_id", Value: 1}},
 		{{Key: "status", Value: 1}, {Key: "changedAt", Value: -1}},
 	} {
-		if _, err := s.collection.Indexes().CreateOne(ctx, mongo.IndexModel{Keys: keys}); err != nil {
+		if _, err := s.collection.Indexes().CreateOne(ctx, mongo.IndexModel{Keys: keys}, o); err != nil {
 			return fmt.Errorf("create indexes: %w", config.ExplainTLS("MONGODB", err))
 		}
 	}

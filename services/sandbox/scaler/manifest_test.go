@@ -297,3 +297,26 @@ func TestLoadWhole(t *testing.T) {
 	require.Equal(t, "processor-job", j.Name)
 	require.Equal(t, []string{"the ScaledJob thumbnails is not run, only processor-job is"}, j.Notes)
 }
+
+// Whatever a manifest holds, Load returns one ScaledJob that can be run, or an error.
+func FuzzManifest(f *testing.F) {
+	f.Add(scaledJob + "\n---\n" + others)
+	f.Add(`{"kind": "ScaledJob", "metadata": {"name": 1}, "spec": []}`)
+	f.Add("kind: ScaledJob\nspec: {triggers: [null, {metadata: null}], jobTargetRef: {template: {spec: {containers: [null]}}}}")
+	f.Add("kind: ScaledJob\nspec: {pollingInterval: -9223372036854775808, maxReplicaCount: 9223372036854775807}")
+	f.Add("a: &a [*a, *a]\n---\n\x00\xff\n---")
+	f.Add("kind: Secret\ndata: {a: null, b: '===='}\n---\nkind: ConfigMap\nbinaryData: {a: 1}")
+	f.Fuzz(func(t *testing.T, content string) {
+		j, err := Load(folder(t, map[string]string{"job.yaml": content}))
+		if err != nil {
+			require.NotEmpty(t, err.Error())
+			return
+		}
+		require.NotEmpty(t, j.Name)
+		require.Positive(t, j.Interval)
+		require.GreaterOrEqual(t, j.Grace, time.Duration(0))
+		require.GreaterOrEqual(t, j.Deadline, time.Duration(0))
+		require.Positive(t, j.Strategy.Target)
+		require.GreaterOrEqual(t, j.Strategy.MaxReplicas, int64(0))
+	})
+}
