@@ -108,7 +108,7 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 		err = fmt.Errorf("no login within %s: %w", handshakeTimeout, context.Cause(ctx))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("RabbitMQ: %w", err)
+		return nil, fmt.Errorf("RabbitMQ: %w", config.ExplainTLS("RABBITMQ", err))
 	}
 	return conn, nil
 }

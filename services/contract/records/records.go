@@ -142,7 +142,7 @@ func Connect(c Config, name string) (*mongo.Client, error) {
 // Ping returns nil when the server answers and has let us in.
 func (s *Store) Ping(ctx context.Context) error {
 	if err := s.client.Ping(ctx, nil); err != nil {
-		return fmt.Errorf("MongoDB: %w", err)
+		return fmt.Errorf("MongoDB: %w", config.ExplainTLS("MONGODB", err))
 	}
 	return nil
 }
@@ -159,7 +159,7 @@ func (s *Store) CreateIndexes(ctx context.Context) error {
 		{{Key: "status", Value: 1}, {Key: "changedAt", Value: -1}},
 	} {
 		if _, err := s.collection.Indexes().CreateOne(ctx, mongo.IndexModel{Keys: keys}); err != nil {
-			return fmt.Errorf("create indexes: %w", err)
+			return fmt.Errorf("create indexes: %w", config.ExplainTLS("MONGODB", err))
 		}
 	}
 	return nil
