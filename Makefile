@@ -9,7 +9,7 @@ RUN         ?= .
 RACE        := $(shell command -v $$(go env CC) >/dev/null && echo -race)
 MODULES      = $(shell go list -m -f '{{.Dir}}')
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-SCRIPTS     := build-images.sh .ci/run services/complex-app/page/chart/licences
+SCRIPTS     := build-images.sh deploy/tls/certificates.sh .ci/run services/complex-app/page/chart/licences
 
 .PHONY: help
 help: ## list the targets

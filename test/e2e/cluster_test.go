@@ -139,19 +139,24 @@ func (c cluster) volumesToRetain(ctx context.Context, t *testing.T) []string {
 	return names
 }
 
-// empty replaces each server by a program that deletes its data: the pod is the
-// same otherwise, and so has the volume and the right to write to it.
+// empty deletes the servers, and the data in their claims with the servers' user id.
 func (c cluster) empty(ctx context.Context, t *testing.T) {
-	for name, data := range map[string]string{"rabbitmq": "/var/lib/rabbitmq/mnesia", "mongodb": "/data/db"} {
-		patch := fmt.Sprintf(`{"spec":{"template":{"spec":{"containers":[{"name":%q,"command":["find",%q,"-mindepth","1","-delete"]}]}}}}`, name, data)
-		_, err := c.Try(ctx, "", "kubectl", "patch", "statefulset", name, "-p", patch)
+	try := func(stdin string, args ...string) string {
+		out, err := c.Try(ctx, stdin, "kubectl", args...)
 		assert.NoError(t, err)
-		assert.EventuallyWithT(t, func(collect *assert.CollectT) {
-			out, err := c.Try(ctx, "", "kubectl", "get", "pod", name+"-0", "-o", "jsonpath={.status.containerStatuses[0].lastState.terminated.reason}")
-			assert.NoError(collect, err)
-			assert.Equal(collect, "Completed", out)
-		}, 2*time.Minute, time.Second)
+		return out
 	}
+	try("", "delete", "statefulsets", "--all", "--cascade=orphan")
+	try("", "delete", "pods", "-l", "app.kubernetes.io/name in (rabbitmq,mongodb)", "--now")
+	var volumes, mounts []string
+	for i, claim := range strings.Fields(try("", "get", "pvc", "-o", "jsonpath={.items[*].metadata.name}")) {
+		volumes = append(volumes, fmt.Sprintf(`{"name":"claim%d","persistentVolumeClaim":{"claimName":%q}}`, i, claim))
+		mounts = append(mounts, fmt.Sprintf(`{"name":"claim%d","mountPath":"/claims/%d"}`, i, i))
+	}
+	try(fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"empty"},"spec":{"restartPolicy":"Never","securityContext":{"runAsUser":999,"fsGroup":999},
+		"containers":[{"name":"empty","image":"curlimages/curl","imagePullPolicy":"IfNotPresent","command":["find","/claims","-mindepth","2","-delete"],"volumeMounts":[%s]}],
+		"volumes":[%s]}}`, strings.Join(mounts, ","), strings.Join(volumes, ",")), "create", "-f", "-")
+	try("", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/empty", "--timeout", "2m")
 }
 
 // typed runs lines in a curl pod's shell, as the tutorial has the reader type
