@@ -150,7 +150,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 // eventPublisher is what the API needs, with metrics and traces around it or without.
 type eventPublisher interface {
 	Publish(context.Context, contract.Message) error
-	Ready() error
+	Connects() uint64
 }
 
 // createIndexes tries until MongoDB is there and has them.

@@ -7,7 +7,6 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
-	"sync/atomic"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
@@ -20,7 +19,7 @@ import (
 
 type publisher interface {
 	Publish(context.Context, contract.Message) error
-	Ready() error
+	Connects() uint64
 }
 
 type store interface {
@@ -41,7 +40,6 @@ type api struct {
 	looks             singleflight.Group // at the dead letters
 	log               *slog.Logger
 	rabbitMQ, mongoDB *outage
-	reached           atomic.Bool // RabbitMQ has been
 }
 
 // How many requests of a kind are served at a time. The others wait for a moment and

@@ -26,7 +26,7 @@ type fakePublisher struct {
 	published []contract.Message
 	err       error // what Publish answers
 	takes     int   // after so many messages
-	notReady  atomic.Pointer[error]
+	connects  atomic.Uint64
 }
 
 func (p *fakePublisher) Publish(_ context.Context, m contract.Message) error {
@@ -39,14 +39,7 @@ func (p *fakePublisher) Publish(_ context.Context, m contract.Message) error {
 	return nil
 }
 
-func (p *fakePublisher) setNotReady(err error) { p.notReady.Store(&err) }
-
-func (p *fakePublisher) Ready() error {
-	if err := p.notReady.Load(); err != nil {
-		return *err
-	}
-	return nil
-}
+func (p *fakePublisher) Connects() uint64 { return p.connects.Load() }
 
 type fakeStore struct {
 	records []records.Record

@@ -18,10 +18,9 @@ func (a *api) handleHealthz(w http.ResponseWriter, _ *http.Request) error {
 // always. When it is away again, in an outage of RabbitMQ all pods would lose their
 // traffic: clients would find nobody, and no 503 with an id, no records and no page.
 func (a *api) handleReadyz(w http.ResponseWriter, _ *http.Request) error {
-	if !a.reached.Load() && a.publisher.Ready() != nil {
+	if a.publisher.Connects() == 0 {
 		return problem{Status: http.StatusServiceUnavailable, Detail: "waiting for " + rabbitMQ}
 	}
-	a.reached.Store(true)
 	return ok(w)
 }
 

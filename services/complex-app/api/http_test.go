@@ -38,7 +38,7 @@ func (s *slowServers) List(context.Context, records.Query) iter.Seq2[records.Rec
 	return func(func(records.Record, error) bool) { <-s.released }
 }
 
-func (s *slowServers) Ready() error { return nil }
+func (s *slowServers) Connects() uint64 { return 1 }
 
 // So many requests of a kind are served at a time. The others wait for five seconds.
 func TestTooManyRequestsOfAKind(t *testing.T) {
