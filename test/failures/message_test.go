@@ -281,7 +281,8 @@ func TestOutOfMemory(t *testing.T) {
 		j := start(t, limited, "PROBE_ADDR", q, db, []string{"POD_NAME=job", "PROCESSING_TIME=0s", "CLAIM_TIMEOUT=2s"})
 		if code := j.exit(t); code != 0 {
 			deaths++
-			require.True(t, j.logged("out of memory"), j.Tail(5))
+			// the garbage collector of Go 1.26 does not look whether it got the memory that it needs itself
+			require.True(t, j.logged("out of memory") || j.logged("SIGSEGV: segmentation violation\nPC="), j.Tail(500))
 		} else if j.logged("nothing to do") {
 			break
 		}
