@@ -70,7 +70,8 @@ func newState(r *rand.Rand) state {
 	case "custom":
 		lines = append(lines, "  strategy: custom",
 			"  customScalingRunningJobPercentage: "+pick(r, `"0"`, `"0.3"`, `"0.5"`, `"1"`, `"1.5"`))
-		add(0.7, fmt.Sprintf("  customScalingQueueLengthDeduction: %d", r.IntN(9)-3))
+		// KEDA before 2.20 panics without it
+		add(1, fmt.Sprintf("  customScalingQueueLengthDeduction: %d", r.IntN(9)-3))
 		add(0.5, "  pendingPodConditions: [Ready]")
 	default:
 		lines = append(lines, "  strategy: "+strategy)
