@@ -146,6 +146,7 @@ func (c cluster) empty(ctx context.Context, t *testing.T) {
 		assert.NoError(t, err)
 		return out
 	}
+	users := append(strings.Fields(try("", "get", "statefulsets", "-o", "jsonpath={.items[*].spec.template.spec.securityContext.runAsUser}")), "999")
 	try("", "delete", "statefulsets", "--all", "--cascade=orphan")
 	try("", "delete", "pods", "-l", "app.kubernetes.io/name in (rabbitmq,mongodb)", "--now")
 	var volumes, mounts []string
@@ -153,9 +154,9 @@ func (c cluster) empty(ctx context.Context, t *testing.T) {
 		volumes = append(volumes, fmt.Sprintf(`{"name":"claim%d","persistentVolumeClaim":{"claimName":%q}}`, i, claim))
 		mounts = append(mounts, fmt.Sprintf(`{"name":"claim%d","mountPath":"/claims/%d"}`, i, i))
 	}
-	try(fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"empty"},"spec":{"restartPolicy":"Never","securityContext":{"runAsUser":999,"fsGroup":999},
-		"containers":[{"name":"empty","image":"curlimages/curl","imagePullPolicy":"IfNotPresent","command":["find","/claims","-mindepth","2","-delete"],"volumeMounts":[%s]}],
-		"volumes":[%s]}}`, strings.Join(mounts, ","), strings.Join(volumes, ",")), "create", "-f", "-")
+	try(fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"empty"},"spec":{"restartPolicy":"Never","securityContext":{"runAsUser":%[1]s,"fsGroup":%[1]s},
+		"containers":[{"name":"empty","image":"curlimages/curl","imagePullPolicy":"IfNotPresent","command":["find","/claims","-mindepth","2","-delete"],"volumeMounts":[%[2]s]}],
+		"volumes":[%[3]s]}}`, users[0], strings.Join(mounts, ","), strings.Join(volumes, ",")), "create", "-f", "-")
 	try("", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/empty", "--timeout", "2m")
 }
 
