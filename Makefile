@@ -79,8 +79,8 @@ test-page: build ## the page in a headless Chromium; PICTURES=folder keeps what 
 	@cd test && PICTURES=$(if $(PICTURES),$(abspath $(PICTURES))) go test -tags page -run '$(RUN)' -count=1 -timeout 30m ./page
 
 .PHONY: e2e
-e2e: ## the tutorial on the cluster of KUBECONFIG, with the registry REPO, LOGIN, PASSWORD
-	@cd test && go test -tags e2e -count=1 -timeout 90m -v ./e2e
+e2e: ## the tutorial and more on the cluster of KUBECONFIG, with the registry REPO, LOGIN, PASSWORD: RUN=TestName SKIP=TestName
+	@cd test && go test -tags e2e -count=1 -timeout 90m -v -run '$(RUN)' $(if $(SKIP),-skip '$(SKIP)') ./e2e
 
 .PHONY: e2e-compose
 e2e-compose: ## the tutorial's five events with Docker Compose
