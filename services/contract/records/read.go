@@ -2,6 +2,7 @@ package records
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -74,6 +75,9 @@ func (s *Store) filter(ctx context.Context, q Query) (filter bson.D, err error) 
 		server, err := s.hello(ctx)
 		if err != nil {
 			return nil, err
+		}
+		if server.LocalTime.IsZero() { // every record would be left out
+			return nil, errors.New("ask the server for its time: its answer to hello has no localTime")
 		}
 		// not $lte: a document that is no record may have no time, and should be named
 		filter = append(filter, bson.E{Key: "$nor", Value: bson.A{

@@ -1,12 +1,12 @@
 package records_test
 
 import (
+	"context"
 	"encoding/binary"
 	"io"
 	"net"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -34,7 +34,18 @@ func TestIndexesWaitForAMajority(t *testing.T) {
 	}
 }
 
-// fakeMongoDB accepts everything. No replica set can run in these tests.
+// Without the server's time every record would count as too young to be shown.
+func TestAServerMustTellItsTime(t *testing.T) {
+	t.Parallel()
+	s, err := records.Open(newFakeMongoDB(t, "").config, "test")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	for _, err = range s.List(t.Context(), records.Query{Settled: true}) {
+	}
+	require.EqualError(t, err, "ask the server for its time: its answer to hello has no localTime")
+}
+
+// fakeMongoDB accepts everything, and does not tell its time. No replica set can run in these tests.
 type fakeMongoDB struct {
 	config  records.Config
 	setName string
@@ -92,7 +103,7 @@ func (f *fakeMongoDB) serve(conn net.Conn) {
 			answer = append(append(answer, 0xdd, 0x07, 0, 0), make([]byte, 5)...)
 		}
 		hello := bson.D{{Key: "ok", Value: 1}, {Key: "isWritablePrimary", Value: true}, {Key: "ismaster", Value: true}, {Key: "helloOk", Value: true},
-			{Key: "maxWireVersion", Value: 25}, {Key: "minWireVersion", Value: 0}, {Key: "localTime", Value: time.Now()}}
+			{Key: "maxWireVersion", Value: 25}, {Key: "minWireVersion", Value: 0}}
 		if f.setName != "" {
 			address := conn.LocalAddr().String()
 			hello = append(hello, bson.E{Key: "setName", Value: f.setName}, bson.E{Key: "me", Value: address}, bson.E{Key: "hosts", Value: bson.A{address}})

@@ -8,6 +8,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 )
@@ -112,12 +113,14 @@ func (r *replay) answer(command bson.Raw) ([]byte, error) {
 	switch elements[0].Key() {
 	case "hello", "isMaster", "ismaster":
 		return bson.Marshal(bson.D{{Key: "isWritablePrimary", Value: true}, {Key: "ismaster", Value: true}, {Key: "helloOk", Value: true},
-			{Key: "maxBsonObjectSize", Value: 16 << 20}, {Key: "maxMessageSizeBytes", Value: maxMessage}, {Key: "maxWriteBatchSize", Value: 100_000},
+			{Key: "localTime", Value: time.Now()}, {Key: "maxBsonObjectSize", Value: 16 << 20}, {Key: "maxMessageSizeBytes", Value: maxMessage}, {Key: "maxWriteBatchSize", Value: 100_000},
 			{Key: "minWireVersion", Value: 0}, {Key: "maxWireVersion", Value: 25}, {Key: "readOnly", Value: false}, {Key: "ok", Value: 1.0}})
 	case "find":
 		limit, _ := command.Lookup("limit").AsInt64OK()
 		filter, _ := command.Lookup("filter").DocumentOK()
-		if fields, err := filter.Elements(); err == nil && len(fields) == 0 && limit == 0 {
+		fields, err := filter.Elements()
+		// all records: for the raw client, and for GET /data, which leaves out the youngest
+		if err == nil && limit == 0 && (len(fields) == 0 || fields[0].Key() == "$nor") {
 			return r.batch(command, "firstBatch", r.last.Add(1), 0, firstBatch)
 		}
 	case "getMore":
