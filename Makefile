@@ -8,7 +8,8 @@ RUN         ?= .
 # The race detector needs a C compiler.
 RACE        := $(shell command -v $$(go env CC) >/dev/null && echo -race)
 MODULES      = $(shell go list -m -f '{{.Dir}}')
-STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# tool runs one of the programs whose versions are in tools/go.mod.
+tool         = "$$(cd $(CURDIR)/tools && GOWORK=off go tool -n $(1))"
 SCRIPTS     := build-images.sh deploy/tls/certificates.sh .ci/run services/complex-app/page/chart/licences
 
 .PHONY: help
@@ -50,17 +51,27 @@ cover: build ## the tests' coverage, as coverage.html
 	@go tool cover -func=coverage.out | tail -1
 
 .PHONY: lint
-lint: ## formatting, go vet, staticcheck, shellcheck
+lint: ## formatting, go vet, staticcheck, shellcheck, actionlint
 	@unformatted=$$(gofmt -l services test); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
 	@for tags in '' e2e compose page observability proxy; do go vet -tags "$$tags" work || exit 1; done
-	@for module in $(MODULES); do (cd $$module && go run $(STATICCHECK) -tags e2e,compose,page,observability,proxy ./...) || exit 1; done
+	@for module in $(MODULES); do (cd $$module && $(call tool,staticcheck) -tags e2e,compose,page,observability,proxy ./...) || exit 1; done
 	@command -v shellcheck >/dev/null || { echo "install shellcheck (Debian: apt-get install shellcheck)"; exit 1; }
 	@shellcheck $(SCRIPTS)
+	@$(call tool,actionlint)
+
+.PHONY: vuln
+vuln: ## known vulnerabilities in what the programs and tests call (asks Go's vulnerability database)
+	@for module in $(MODULES); do echo "$${module##*/}:" && (cd $$module && $(call tool,govulncheck) -test ./...) || exit 1; done
 
 .PHONY: chart
 chart: ## build the page's chart library again, with Node.js; its result is checked in
 	@command -v npm >/dev/null || { echo "install Node.js with npm (Debian: apt-get install npm)"; exit 1; }
 	@cd services/complex-app/page/chart && npm ci --ignore-scripts --no-audit --no-fund && npm run build
+
+.PHONY: chart-check
+chart-check: chart ## fails unless make chart gives what is checked in
+	@git diff --stat --exit-code -- services/complex-app/page/assets || \
+		{ echo "make chart gives other files than those that are checked in: commit them"; exit 1; }
 
 .PHONY: redrive
 redrive: ## send dead letters back: URL=http://localhost:8080, ID=… for one of them
