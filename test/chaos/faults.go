@@ -76,6 +76,9 @@ func (s *system) commit(ctx context.Context, f fault) error {
 	case mongodbRestarts:
 		return s.restartMongoDB(ctx, f)
 	case appRestarts:
+		if err := s.checkApp(); err != nil {
+			return err
+		}
 		if f.crash {
 			s.app.Kill()
 		} else {

@@ -1,5 +1,5 @@
-// chaos sends events through the whole system while its Jobs are killed, its
-// servers restarted and its connections cut and stalled. Then it compares every
+// chaos sends events through the whole system while its Jobs are killed, its servers
+// restarted, its connections cut and stalled, and complex-app attacked. Then it compares every
 // event that was accepted with the records and the dead letters.
 package main
 
@@ -85,10 +85,10 @@ func run(ctx context.Context, o options) (err error) {
 	if err := s.start(ctx, o.deploy, func(text string) { fmt.Fprintln(o.out, text) }); err != nil {
 		return err
 	}
-	c := &clients{address: "http://" + s.proxies[toApp].Listen}
+	c, h := &clients{address: "http://" + s.proxies[toApp].Listen}, &hostile{}
 	c.http.Timeout = requestTimeout
 	stop := s.show(o, c, began)
-	err = s.storm(ctx, c, o)
+	err = s.storm(ctx, c, h, o)
 	stop()
 	if err != nil {
 		return err
@@ -107,7 +107,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	s.table(o, c, before.verdict, after.verdict, redriven.Redriven, time.Since(began))
+	s.table(o, c, h, before.verdict, after.verdict, redriven.Redriven, time.Since(began))
 	for _, found := range []outcome{before, after} {
 		if err := found.err(); err != nil {
 			for i, id := range found.offenders() {
@@ -126,15 +126,18 @@ func run(ctx context.Context, o options) (err error) {
 
 // storm sends the events and carries out the plan. It returns when all of them
 // are sent, no Job works and nothing waits.
-func (s *system) storm(ctx context.Context, c *clients, o options) error {
+func (s *system) storm(ctx context.Context, c *clients, h *hostile, o options) error {
 	over := make(chan struct{})
 	progress := func() float64 {
 		return float64(c.acceptedSoFar()+s.scaler.Totals().Succeeded) / float64(2*o.events)
 	}
-	both, running := errgroup.WithContext(ctx)
-	both.Go(func() error { return s.inflict(running, progress, over) })
-	both.Go(func() error {
+	all, running := errgroup.WithContext(ctx)
+	attacking, retreat := context.WithCancel(running)
+	all.Go(func() error { return s.inflict(running, progress, over) })
+	all.Go(func() error { h.run(attacking, s.appEnv["HTTP_ADDR"], o.seed); return nil })
+	all.Go(func() error {
 		defer close(over)
+		defer retreat()
 		sending, cancel := context.WithTimeout(running, o.limit/2)
 		defer cancel()
 		if err := c.run(sending, s.plan.events, o.clients); err != nil {
@@ -142,7 +145,10 @@ func (s *system) storm(ctx context.Context, c *clients, o options) error {
 		}
 		return s.quiet(running)
 	})
-	if err := both.Wait(); err != nil {
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	if err := s.checkApp(); err != nil {
 		return err
 	}
 	s.calm.Store(true)
@@ -243,7 +249,7 @@ func (s *system) show(o options, c *clients, began time.Time) (stop func()) {
 
 // table prints the run as a row of Markdown, so that the rows of several runs
 // make one table.
-func (s *system) table(o options, c *clients, before, after verdict, redriven int, took time.Duration) {
+func (s *system) table(o options, c *clients, h *hostile, before, after verdict, redriven int, took time.Duration) {
 	jobs, empty, t := s.scaler.Totals(), s.empty(), &s.tally
 	columns := [][2]any{
 		{"seed", o.seed}, {"sent", len(c.sent)}, {"accepted", c.accepted}, {"refused", len(c.sent) - c.accepted},
@@ -254,6 +260,7 @@ func (s *system) table(o options, c *clients, before, after verdict, redriven in
 		{"kills: KILL/TERM", fmt.Sprintf("%d/%d", t.of(sigkill), t.of(sigterm))},
 		{"restarts: RabbitMQ/MongoDB/complex-app", fmt.Sprintf("%d/%d/%d", t.of(rabbitmqRestarts), t.of(mongodbRestarts), t.of(appRestarts))},
 		{"cuts/stalls", fmt.Sprintf("%d/%d", t.of(cuts...), t.of(stalls...))},
+		{"attacks", h.attacks.Load()}, {"complex-app's peak, MiB", s.peak >> 20},
 		{"seconds", int(took.Seconds())},
 	}
 	var head, rule, row strings.Builder

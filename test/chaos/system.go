@@ -32,6 +32,7 @@ import (
 	"keda-p2/services/sandbox/infra"
 	"keda-p2/services/sandbox/process"
 	"keda-p2/services/sandbox/scaler"
+	"keda-p2/test/memory"
 )
 
 // Every connection goes through one of these proxies.
@@ -69,6 +70,8 @@ type system struct {
 	locks    map[string]*sync.Mutex // one fault at a time for each proxy
 	appEnv   map[string]string
 	app      *process.Process
+	limit    int // of complex-app's memory, in bytes
+	peak     int // of the memory that it took
 	scaler   *scaler.Scaler
 	closers  []func()
 
@@ -115,7 +118,10 @@ func (s *system) start(ctx context.Context, deploy string, say func(string)) err
 	if err != nil {
 		return err
 	}
-	s.appEnv = maps.Clone(job.Env)
+	if s.limit, s.appEnv, err = memory.Limit(deploy); err != nil {
+		return err
+	}
+	maps.Copy(s.appEnv, job.Env)
 	s.appEnv["HTTP_ADDR"] = net.JoinHostPort("127.0.0.1", strconv.Itoa(appPort))
 	s.appEnv["ADMIN_ADDR"] = "127.0.0.1:0"
 	s.appEnv["RABBITMQ_RETRY_MIN"] = retryMin
@@ -200,6 +206,22 @@ func (s *system) startApp(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// checkApp returns an error when complex-app has ended by itself, or has taken more memory
+// than its pod has, where the kernel would have killed it.
+func (s *system) checkApp() error {
+	select {
+	case <-s.app.Done:
+		return fmt.Errorf("complex-app has ended: %v\n%s", s.app.Err(), s.app.Tail(20))
+	default:
+	}
+	used, err := memory.Peak(s.app.Pid())
+	if err == nil && used > s.limit {
+		err = fmt.Errorf("complex-app took %d MiB of memory, and its pod has %d", used>>20, s.limit>>20)
+	}
+	s.peak = max(s.peak, used)
+	return err
 }
 
 // startJob starts a Job as its fate wants it, and sees to its end.

@@ -4,13 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sync/errgroup"
 
 	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/queue"
@@ -112,61 +110,6 @@ func TestSIGTERMDuringABatch(t *testing.T) {
 	require.Equal(t, batchLines, a.Accepted)
 	require.Zero(t, app.exit(t))
 	require.Len(t, drain(t, q), batchLines)
-}
-
-// Each of these batches is as large as it may be, or too large, and many come at once.
-func TestBatchesFitIntoTheMemoryOfAPod(t *testing.T) {
-	t.Parallel()
-	const limit = 64 << 20 // as in deploy/complex-app.yaml, with its GOMEMLIMIT and CPU limit
-	for name, c := range map[string]struct {
-		body   string
-		status int
-	}{
-		"long lines":            {strings.Repeat(`{"name":"`+strings.Repeat("x", 65_000)+`"}`+"\n", 64), http.StatusAccepted},
-		"many lines":            {strings.Repeat(`{"name":"`+strings.Repeat("x", 400)+`"}`+"\n", 10_000), http.StatusAccepted},
-		"four million newlines": {strings.Repeat("\n", 4<<20-1) + "x", http.StatusRequestEntityTooLarge},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			q, _ := servers(t)
-			app := startApp(t, q, noDatabase(), "GOMEMLIMIT=48MiB", "GOMAXPROCS=1")
-			app.eventually(t, "/readyz", http.StatusOK)
-			var clients errgroup.Group
-			for range 4 {
-				clients.Go(func() error {
-					for {
-						a, err := app.sendBatch(t, c.body)
-						if err != nil || a.status == c.status {
-							return err
-						}
-						if a.status != http.StatusServiceUnavailable { // it is not the turn of this one
-							return fmt.Errorf("answered with %+v", a)
-						}
-					}
-				})
-			}
-			require.NoError(t, clients.Wait())
-			used := app.peakMemory(t)
-			require.Less(t, used, limit)
-			t.Logf("at most %d MiB", used>>20)
-		})
-	}
-}
-
-// peakMemory returns the most bytes that the program has had in memory so far, without
-// those of files, which the kernel takes back when memory is short.
-func (p *running) peakMemory(t *testing.T) (bytes int) {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	require.NoError(t, err)
-	var kib [2]int
-	for i, name := range []string{"VmHWM:", "RssFile:"} {
-		_, rest, found := strings.Cut(string(status), name)
-		require.True(t, found)
-		_, err = fmt.Sscanf(rest, "%d kB", &kib[i])
-		require.NoError(t, err)
-	}
-	return (kib[0] - kib[1]) << 10
 }
 
 // A body that is too long is refused without being read to its end.
