@@ -96,6 +96,9 @@ func TestForm(t *testing.T) {
 	t.Parallel()
 	var wrong problems
 	for name, p := range pages(t) {
+		if name == ".github/pull_request_template.md" {
+			continue // a form: its title is the request's
+		}
 		for _, problem := range p.problems {
 			wrong.add("%s, %s", name, problem)
 		}
