@@ -10,7 +10,7 @@ RACE        := $(shell command -v $$(go env CC) >/dev/null && echo -race)
 MODULES      = $(shell go list -m -f '{{.Dir}}')
 # tool runs one of the programs whose versions are in tools/go.mod.
 tool         = "$$(cd $(CURDIR)/tools && GOWORK=off go tool -n $(1))"
-SCRIPTS     := build-images.sh deploy/tls/certificates.sh .ci/run services/complex-app/page/chart/licences
+SCRIPTS     := build-images.sh deploy/tls/certificates.sh .ci/run .ci/release test/kind.sh services/complex-app/page/chart/licences
 
 .PHONY: help
 help: ## list the targets
@@ -142,6 +142,23 @@ conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA:
 		go mod tidy; \
 	fi; \
 	go vet . && go test -count=1 -timeout 30m . $(if $(SEED),-seed $(SEED)) $(if $(STATES),-states $(STATES)) $(if $(STATE),-state $(STATE))
+
+.PHONY: kind
+kind: ## Kubernetes in Docker with KEDA, a registry, both servers and this application
+	@test/kind.sh up
+
+.PHONY: kind-down
+kind-down: ## remove what make kind has made
+	@test/kind.sh down
+
+.PHONY: release-check
+release-check: ## can this commit be released? VERSION=v1.2.3
+	@.ci/release check '$(VERSION)'
+
+.PHONY: release-manifest
+release-manifest: ## bin/keda-p2.yaml, all that is applied: VERSION=v1.2.3 REPO=registry IMAGES=file of what .ci/release images printed
+	@mkdir -p bin && .ci/release manifest '$(VERSION)' '$(REPO)' '$(IMAGES)' >bin/keda-p2.yaml.new && mv bin/keda-p2.yaml.new bin/keda-p2.yaml
+	@echo bin/keda-p2.yaml
 
 .PHONY: clean
 clean: ## delete what the other targets made

@@ -225,10 +225,17 @@ build_and_push() {
   local base=$BASE build='buildx build --load --progress plain'
   [ -z "$PODMAN" ] || build=build
   [ "$service" != complex-app ] || base='' # it needs none
+  # the commit's time, not the clock's, and its name: none outside of a clone
+  local revision=''
+  if revision=$(git -C "$HERE" rev-parse HEAD 2>/dev/null); then
+    SOURCE_DATE_EPOCH=$(git -C "$HERE" log -1 --format=%ct)
+    export SOURCE_DATE_EPOCH
+    [ -z "$(git -C "$HERE" status --porcelain -- services)" ] || revision+=-dirty
+  fi
   say "building $reference${platform:+ for $platform}"
   # shellcheck disable=SC2086 # a list of words
   run "building $service" docker $build ${platform:+--platform "$platform"} ${base:+--build-arg "BASE=$base"} \
-    --build-arg "SERVICE=$service" --build-arg "VERSION=$VERSION" --build-arg GOPROXY --tag "$reference" "$HERE/services" || die "$REASON"
+    --build-arg "SERVICE=$service" --build-arg "VERSION=$VERSION" --build-arg "REVISION=$revision" --build-arg GOPROXY --tag "$reference" "$HERE/services" || die "$REASON"
   say "pushing $reference"
   if [ -n "$PODMAN" ]; then # it prints no digest
     run "pushing $reference" docker push --digestfile "$scratch/digest" "$reference" || die "$REASON"

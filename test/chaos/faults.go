@@ -6,15 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/Shopify/toxiproxy/v2/toxics"
 	"golang.org/x/sync/errgroup"
-
-	"keda-p2/services/sandbox/infra"
 )
 
 // tally counts what has gone wrong so far, by its kind.
@@ -90,7 +87,7 @@ func (s *system) commit(ctx context.Context, f fault) error {
 	}
 }
 
-// restartMongoDB stops FerretDB, which cuts every connection wherever it is in
+// restartMongoDB stops MongoDB, which cuts every connection wherever it is in
 // its work, and starts it again on its data.
 func (s *system) restartMongoDB(ctx context.Context, f fault) error {
 	mine := []string{appToMongoDB, jobsToMongoDB}
@@ -99,17 +96,16 @@ func (s *system) restartMongoDB(ctx context.Context, f fault) error {
 		defer s.locks[link].Unlock()
 		s.proxies[link].Stop()
 	}
-	s.mongodb.Close()
+	s.mongodb.Stop()
 	if err := pause(ctx, f.lasts); err != nil {
 		return err
 	}
-	db, err := infra.StartFerretDB(filepath.Join(s.dir, "mongodb"))
+	err := s.mongodb.Start(ctx)
 	if err != nil {
 		return err
 	}
-	s.mongodb = db // on another port, which only the proxies see
 	for _, link := range mine {
-		s.proxies[link].Upstream = net.JoinHostPort(db.Host, db.Port)
+		s.proxies[link].Upstream = net.JoinHostPort(s.mongodb.Host, s.mongodb.Port) // another port, which only the proxies see
 		err = errors.Join(err, again(ctx, s.proxies[link].Start))
 	}
 	return err

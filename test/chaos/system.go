@@ -65,7 +65,7 @@ type system struct {
 	plan     plan
 	dir, bin string
 	rabbitmq *infra.RabbitMQ
-	mongodb  *infra.FerretDB
+	mongodb  *infra.MongoDB
 	proxies  map[string]*toxiproxy.Proxy
 	locks    map[string]*sync.Mutex // one fault at a time for each proxy
 	appEnv   map[string]string
@@ -102,10 +102,12 @@ func (s *system) start(ctx context.Context, deploy string, say func(string)) err
 			return err
 		}
 	}
-	if s.mongodb, err = infra.StartFerretDB(dirs["mongodb"]); err != nil {
+	if s.mongodb, err = infra.StartMongoDB(ctx, infra.MongoDBConfig{
+		Dir: dirs["mongodb"], Kind: os.Getenv("SANDBOX_MONGODB"), Say: say,
+	}); err != nil {
 		return err
 	}
-	s.onClose(func() { s.mongodb.Close() }) // the one that was started last
+	s.onClose(s.mongodb.Close)
 	s.rabbitmq, err = infra.StartRabbitMQ(ctx, infra.RabbitMQConfig{
 		Dir: dirs["rabbitmq"], User: job.Env["RABBITMQ_USER"], Password: job.Env["RABBITMQ_PASSWORD"],
 		Kind: os.Getenv("SANDBOX_RABBITMQ"), Say: say,
@@ -185,7 +187,7 @@ func (s *system) startProxies() error {
 func (s *system) connect(env map[string]string, rabbitmq, mongodb string) {
 	env["RABBITMQ_HOST"], env["RABBITMQ_PORT"], _ = net.SplitHostPort(s.proxies[rabbitmq].Listen)
 	env["MONGODB_HOST"], env["MONGODB_PORT"], _ = net.SplitHostPort(s.proxies[mongodb].Listen)
-	env["MONGODB_USER"], env["MONGODB_PASSWORD"] = "", "" // FerretDB knows no logins
+	env["MONGODB_USER"], env["MONGODB_PASSWORD"] = "", "" // it knows no logins
 }
 
 func (s *system) startApp(ctx context.Context) (err error) {

@@ -87,7 +87,9 @@ func run(m *testing.M) (int, error) {
 
 // startServers starts what make test would have started.
 func startServers(dir string) (stop func(), err error) {
-	db, err := infra.StartFerretDB(dir)
+	db, err := infra.StartMongoDB(context.Background(), infra.MongoDBConfig{
+		Dir: dir, Kind: os.Getenv("SANDBOX_MONGODB"), Say: func(text string) { fmt.Fprintln(os.Stderr, text) },
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ type system struct {
 	dir      string
 	env      map[string]string
 	rabbitmq *infra.RabbitMQ
-	mongodb  *infra.FerretDB
+	mongodb  *infra.MongoDB
 	app      *process.Process
 	url      string
 	queue    queue.Config
@@ -58,7 +58,9 @@ func startSystem(t *testing.T, work time.Duration) *system {
 		require.NoError(t, os.Mkdir(dir, 0o700))
 		return dir
 	}
-	s.mongodb, err = infra.StartFerretDB(folder("mongodb"))
+	s.mongodb, err = infra.StartMongoDB(t.Context(), infra.MongoDBConfig{
+		Dir: folder("mongodb"), Kind: os.Getenv("SANDBOX_MONGODB"), Say: func(text string) { t.Log(text) },
+	})
 	require.NoError(t, err)
 	t.Cleanup(s.mongodb.Close)
 	s.rabbitmq, err = infra.StartRabbitMQ(t.Context(), infra.RabbitMQConfig{

@@ -12,6 +12,9 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
@@ -117,6 +120,31 @@ func TestRabbitMQErrors(t *testing.T) {
 	t.Parallel()
 	_, err := infra.StartRabbitMQ(t.Context(), infra.RabbitMQConfig{Dir: t.TempDir(), Kind: "podman"})
 	require.ErrorContains(t, err, `debian or docker, not from "podman"`)
+}
+
+// The embedded server, and with SANDBOX_MONGODB=docker the real one.
+func TestMongoDB(t *testing.T) {
+	db, err := infra.StartMongoDB(t.Context(), infra.MongoDBConfig{
+		Dir: t.TempDir(), Kind: os.Getenv("SANDBOX_MONGODB"), Say: func(text string) { t.Log(text) },
+	})
+	require.NoError(t, err)
+	t.Cleanup(db.Close)
+	for _, created := range []int64{1, 0} { // the second time after a restart
+		client, err := mongo.Connect(options.Client().SetHosts([]string{db.Host + ":" + db.Port}))
+		require.NoError(t, err)
+		written, err := client.Database("db").Collection("c").UpdateOne(t.Context(),
+			bson.D{{Key: "_id", Value: "a"}}, bson.D{{Key: "$set", Value: bson.D{{Key: "n", Value: 1}}}}, options.UpdateOne().SetUpsert(true))
+		require.NoError(t, err)
+		require.Equal(t, created, written.UpsertedCount)
+		require.NoError(t, client.Disconnect(t.Context()))
+		db.Stop()
+		require.NoError(t, db.Start(t.Context()))
+	}
+}
+
+func TestMongoDBErrors(t *testing.T) {
+	_, err := infra.StartMongoDB(t.Context(), infra.MongoDBConfig{Dir: t.TempDir(), Kind: "debian"})
+	require.ErrorContains(t, err, `embedded when nothing is set, not from "debian"`)
 }
 
 func TestFerretDB(t *testing.T) {

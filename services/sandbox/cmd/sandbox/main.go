@@ -25,8 +25,10 @@ Everything is private: free ports of 127.0.0.1 and a temporary folder.
 Environment:
   SANDBOX_RABBITMQ   where RabbitMQ comes from: debian (the installed one) or docker
   SANDBOX_RABBITMQ_IMAGE   the image for docker, rabbitmq:4.3.6-management by default
-  MONGODB_HOST       a MongoDB to use in place of the embedded FerretDB, with
-                     MONGODB_PORT, MONGODB_USER, MONGODB_PASSWORD, …
+  SANDBOX_MONGODB    docker for a real MongoDB, else it is an embedded FerretDB
+  SANDBOX_MONGODB_IMAGE    the image for docker, mongo:8.0.32 by default
+  MONGODB_HOST       a MongoDB of yours to use in their place, with MONGODB_PORT,
+                     MONGODB_USER, MONGODB_PASSWORD, …
   PROCESSING_TIME    and every other variable in the ScaledJob's manifest, except
                      those of the two servers: wins over the manifest's value;
                      FAILURE_RATE=0.5 shows retries and dead letters

@@ -65,7 +65,7 @@ func (b *sandbox) startServers(ctx context.Context, user, password string) error
 			b.say("The temporary folder stays behind: %v", err)
 		}
 	})
-	if err := b.startMongoDB(); err != nil {
+	if err := b.startMongoDB(ctx); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -87,7 +87,7 @@ func (b *sandbox) startServers(ctx context.Context, user, password string) error
 	return nil
 }
 
-func (b *sandbox) startMongoDB() error {
+func (b *sandbox) startMongoDB(ctx context.Context) error {
 	if b.environ["MONGODB_HOST"] != "" {
 		for k, v := range b.environ {
 			if strings.HasPrefix(k, "MONGODB_") {
@@ -97,18 +97,20 @@ func (b *sandbox) startMongoDB() error {
 		b.say("MongoDB      %s, as MONGODB_HOST says", b.env["MONGODB_HOST"])
 		return nil
 	}
-	dir, err := b.mkdir("ferretdb")
+	dir, err := b.mkdir("mongodb")
 	if err != nil {
 		return err
 	}
-	db, err := infra.StartFerretDB(dir)
+	db, err := infra.StartMongoDB(ctx, infra.MongoDBConfig{
+		Dir: dir, Kind: b.environ["SANDBOX_MONGODB"], Say: func(text string) { b.say("%s", text) },
+	})
 	if err != nil {
-		return err
+		return cause(ctx, err)
 	}
 	b.onClose(db.Close)
 	b.env["MONGODB_HOST"], b.env["MONGODB_PORT"] = db.Host, db.Port
 	b.env["MONGODB_USER"], b.env["MONGODB_PASSWORD"] = "", "" // it knows no logins
-	b.say("MongoDB      %s:%s, an embedded FerretDB", db.Host, db.Port)
+	b.say("MongoDB      %s:%s, %s", db.Host, db.Port, db.Name)
 	return nil
 }
 

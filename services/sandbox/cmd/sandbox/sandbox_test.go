@@ -80,7 +80,7 @@ func TestExec(t *testing.T) {
 	result := filepath.Join(t.TempDir(), "result")
 	b := &sandbox{out: os.Stderr, env: map[string]string{}, settings: settings{
 		environ: map[string]string{
-			"PATH": os.Getenv("PATH"), "SANDBOX_RABBITMQ": os.Getenv("SANDBOX_RABBITMQ"), "RABBITMQ_TLS": "true", "OTHER": "kept",
+			"PATH": os.Getenv("PATH"), "SANDBOX_RABBITMQ": os.Getenv("SANDBOX_RABBITMQ"), "SANDBOX_MONGODB": os.Getenv("SANDBOX_MONGODB"), "RABBITMQ_TLS": "true", "OTHER": "kept",
 		},
 		command: []string{"sh", "-c", `echo "$RABBITMQ_HOST ${#RABBITMQ_PASSWORD} $MONGODB_HOST [$MONGODB_USER] [$RABBITMQ_TLS] $OTHER" >"$0"; exit 7`, result},
 	}}
