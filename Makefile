@@ -14,15 +14,19 @@ SCRIPTS     := build-images.sh deploy/tls/certificates.sh .ci/run .ci/release te
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  %-20s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Try it
 
 .PHONY: demo
 demo: build ## the tutorial's five events on this machine, without a cluster
 	@bin/sandbox demo
 
 .PHONY: up
-up: build ## the same without an end: prints an address, Ctrl-C takes it down
+up: build ## the same system until Ctrl-C; prints the address of its page
 	@bin/sandbox up
+
+##@ Build and test
 
 .PHONY: build
 build: ## build the programs into bin/
@@ -31,18 +35,9 @@ build: ## build the programs into bin/
 		./services/complex-app ./services/processor-job ./services/sandbox/cmd/sandbox
 
 .PHONY: test
-test: build ## all tests on a real RabbitMQ and database; PKG=./services/… RUN=TestName pick some
+test: build ## unit and integration tests on a real RabbitMQ and database: PKG=./services/… RUN=TestName pick some
 	@[ -n "$(RACE)" ] || echo "no C compiler: testing without the race detector"
 	@bin/sandbox exec -- go test $(RACE) -run '$(RUN)' $(PKG)
-
-.PHONY: bench
-bench: build ## ratios to the raw clients: BENCH=send,data ROUNDS=5 OLD=folder of older programs JSON=file
-	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		echo "installing Debian's package wrk, once" && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk >/dev/null; } || \
-		{ echo "install wrk (Debian: apt-get install wrk)"; exit 1; }
-	@CGO_ENABLED=0 go build -trimpath -o bin/ ./test/measure/bench ./test/measure/bench/raw
-	@bin/sandbox exec -- bin/bench -only '$(BENCH)' -rounds $(or $(ROUNDS),5) -old '$(OLD)' -json '$(JSON)'
 
 .PHONY: cover
 cover: build ## the tests' coverage, as coverage.html
@@ -51,13 +46,14 @@ cover: build ## the tests' coverage, as coverage.html
 	@go tool cover -func=coverage.out | tail -1
 
 .PHONY: lint
-lint: ## formatting, go vet, staticcheck, shellcheck, actionlint
+lint: ## formatting, go vet, staticcheck, shellcheck, actionlint, documents
 	@unformatted=$$(gofmt -l services test); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
 	@for tags in '' e2e compose page observability proxy; do go vet -tags "$$tags" work || exit 1; done
 	@for module in $(MODULES); do (cd $$module && $(call tool,staticcheck) -tags e2e,compose,page,observability,proxy ./...) || exit 1; done
 	@command -v shellcheck >/dev/null || { echo "install shellcheck (Debian: apt-get install shellcheck)"; exit 1; }
 	@shellcheck $(SCRIPTS)
 	@$(call tool,actionlint)
+	@cd test && go test -count=1 ./documents # its files are outside of the module, so Go would not see a change
 
 .PHONY: vuln
 vuln: ## known vulnerabilities in what the programs and tests call (asks Go's vulnerability database)
@@ -73,6 +69,8 @@ chart-check: chart ## fails unless make chart gives what is checked in
 	@git diff --stat --exit-code -- services/complex-app/page/assets || \
 		{ echo "make chart gives other files than those that are checked in: commit them"; exit 1; }
 
+##@ Operate
+
 .PHONY: redrive
 redrive: ## send dead letters back: URL=http://localhost:8080, ID=… for one of them
 	@curl -sS --fail-with-body -X POST --get $(if $(ID),--data-urlencode 'id=$(ID)') $(or $(URL),http://localhost:8080)/dead-letters/redrive
@@ -80,6 +78,8 @@ redrive: ## send dead letters back: URL=http://localhost:8080, ID=… for one of
 .PHONY: discard
 discard: ## discard dead letters for good: URL=http://localhost:8080, ID=… for one of them
 	@curl -sS --fail-with-body -X DELETE --get $(if $(ID),--data-urlencode 'id=$(ID)') $(or $(URL),http://localhost:8080)/dead-letters
+
+##@ More tests
 
 .PHONY: test-page
 test-page: build ## the page in a headless Chromium; PICTURES=folder keeps what it sees
@@ -91,7 +91,7 @@ test-page: build ## the page in a headless Chromium; PICTURES=folder keeps what 
 
 .PHONY: e2e
 e2e: ## the tutorial and more on the cluster of KUBECONFIG, with the registry REPO, LOGIN, PASSWORD: RUN=TestName SKIP=TestName
-	@cd test && go test -tags e2e -count=1 -timeout 90m -v -run '$(RUN)' $(if $(SKIP),-skip '$(SKIP)') ./e2e
+	@cd test && go test -tags e2e -count=1 -timeout 90m -parallel 2 -v -run '$(RUN)' $(if $(SKIP),-skip '$(SKIP)') ./e2e
 
 .PHONY: e2e-compose
 e2e-compose: ## the tutorial's five events with Docker Compose
@@ -117,19 +117,6 @@ test-proxy: build ## complex-app behind nginx, as deploy/proxy/nginx.conf sets i
 		dpkg -x nginx_*.deb .; }
 	@cd test && PATH="$$PATH:/usr/sbin:$(CURDIR)/bin/nginx/usr/sbin" go test -tags proxy -count=1 -timeout 5m ./proxy
 
-.PHONY: chaos
-chaos: build ## events while everything is killed, restarted and cut: SEED=1 EVENTS=2000 CLIENTS=16
-	@cd test && go run ./chaos -bin ../bin -deploy ../deploy $(if $(SEED),-seed $(SEED)) $(if $(EVENTS),-events $(EVENTS)) $(if $(CLIENTS),-clients $(CLIENTS))
-
-.PHONY: scaling
-scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts,… VARIANTS=… REPEAT=3 PICTURES=folder JSON=file BUDGET=1
-	@cd test && go run ./measure/scaling $(if $(LOADS),-loads $(LOADS)) $(if $(VARIANTS),-variants $(VARIANTS)) $(if $(REPEAT),-repeat $(REPEAT)) \
-		$(if $(PICTURES),-pictures $(abspath $(PICTURES))) $(if $(JSON),-json $(abspath $(JSON))) $(if $(BUDGET),-budget) $(if $(COMPARE),-compare $(abspath $(COMPARE)))
-
-.PHONY: plan
-plan: ## predict waits, Jobs and cost: RATE=0.2 or BURSTS=5@0s,5@8s WORK=20s MAX=10 POLL=2 (docs/planning.md)
-	@cd test && go run ./measure/plan $(foreach v,RATE FOR BURSTS WORK MAX POLL SEED START STARTS LAG END,$(if $($v),-$(shell echo $v | tr A-Z a-z) '$($v)')) $(if $(CHECK),-check $(abspath $(CHECK)))
-
 .PHONY: conformance
 conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA: minutes) KEDA=v2.19.0 SEED=1 STATES=4000
 	@# another version of KEDA is built with its own go.mod, which pins what it was released with
@@ -142,6 +129,36 @@ conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA:
 		go mod tidy; \
 	fi; \
 	go vet . && go test -count=1 -timeout 30m . $(if $(SEED),-seed $(SEED)) $(if $(STATES),-states $(STATES)) $(if $(STATE),-state $(STATE))
+
+.PHONY: chaos
+chaos: build ## events while everything is killed, restarted and cut: SEED=1 EVENTS=2000 CLIENTS=16
+	@cd test && go run ./chaos -bin ../bin -deploy ../deploy $(if $(SEED),-seed $(SEED)) $(if $(EVENTS),-events $(EVENTS)) $(if $(CLIENTS),-clients $(CLIENTS))
+
+##@ Measure and plan
+
+.PHONY: bench
+bench: build ## ratios to the raw clients: BENCH=send,data ROUNDS=5 OLD=folder of older programs JSON=file
+	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "installing Debian's package wrk, once" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk >/dev/null; } || \
+		{ echo "install wrk (Debian: apt-get install wrk)"; exit 1; }
+	@CGO_ENABLED=0 go build -trimpath -o bin/ ./test/measure/bench ./test/measure/bench/raw
+	@bin/sandbox exec -- bin/bench -only '$(BENCH)' -rounds $(or $(ROUNDS),5) -old '$(OLD)' -json '$(JSON)'
+
+.PHONY: scaling
+scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts VARIANTS=all REPEAT=3 PICTURES=folder JSON=file BUDGET=1
+	@cd test && go run ./measure/scaling $(if $(LOADS),-loads $(LOADS)) $(if $(VARIANTS),-variants $(VARIANTS)) $(if $(REPEAT),-repeat $(REPEAT)) \
+		$(if $(PICTURES),-pictures $(abspath $(PICTURES))) $(if $(JSON),-json $(abspath $(JSON))) $(if $(BUDGET),-budget) $(if $(COMPARE),-compare $(abspath $(COMPARE)))
+
+.PHONY: plan
+plan: ## predict waits, Jobs and cost: RATE=0.2 or BURSTS=5@0s,5@8s WORK=20s MAX=10 POLL=2 (docs/planning.md)
+	@cd test && go run ./measure/plan $(foreach v,RATE FOR BURSTS WORK MAX POLL SEED START STARTS LAG END,$(if $($v),-$(shell echo $v | tr A-Z a-z) '$($v)')) $(if $(CHECK),-check $(abspath $(CHECK)))
+
+.PHONY: picture
+picture: ## draw the README's animated picture again, from what make scaling has recorded
+	@cd test && go run ./measure/scaling -animate ../docs/measured/bursts.json -pictures ../docs
+
+##@ Clusters and releases
 
 .PHONY: kind
 kind: ## Kubernetes in Docker with KEDA, a registry, both servers and this application
@@ -159,6 +176,8 @@ release-check: ## can this commit be released? VERSION=v1.2.3
 release-manifest: ## bin/keda-p2.yaml, all that is applied: VERSION=v1.2.3 REPO=registry IMAGES=file of what .ci/release images printed
 	@mkdir -p bin && .ci/release manifest '$(VERSION)' '$(REPO)' '$(IMAGES)' >bin/keda-p2.yaml.new && mv bin/keda-p2.yaml.new bin/keda-p2.yaml
 	@echo bin/keda-p2.yaml
+
+##@ Tidy up
 
 .PHONY: clean
 clean: ## delete what the other targets made

@@ -20,6 +20,7 @@ import (
 // TestRabbitMQIsAway scales RabbitMQ to nothing. complex-app must stay in its Service:
 // just then clients need its 503 with an id, the records and the page.
 func TestRabbitMQIsAway(t *testing.T) {
+	t.Parallel()
 	inOrder(t, []step{
 		{"the images are built and pushed", images},
 		{"RabbitMQ and MongoDB start", infrastructure},

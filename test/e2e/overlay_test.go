@@ -20,6 +20,7 @@ import (
 // deploy/, with servers in another namespace, whose logins are not the tutorial's. The
 // servers run as users that their images do not know, as on OpenShift.
 func TestOverlay(t *testing.T) {
+	t.Parallel()
 	servers, c := newCluster(t), newCluster(t)
 	const password = `an0ther p@ss"/'\$word`
 	upstream := c.repository(t)

@@ -22,6 +22,7 @@ import (
 // TestNetworkPolicies applies deploy/network-policies to the tutorial's system. It
 // needs a cluster whose network plugin enforces policies.
 func TestNetworkPolicies(t *testing.T) {
+	t.Parallel()
 	inOrder(t, []step{
 		{"the images are built and pushed", images},
 		{"RabbitMQ and MongoDB start", infrastructure},

@@ -19,6 +19,7 @@ import (
 // TestTLS deploys the tutorial's system through an overlay with the component deploy/tls,
 // and then without it.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	tutorial.NeedProgram(t, "openssl")
 	inOrder(t, []step{
 		{"the images are built and pushed", images},

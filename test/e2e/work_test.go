@@ -17,6 +17,7 @@ import (
 // a panic. On RabbitMQ 4.3 the message is held back before its next attempt, and KEDA
 // must not start a Job for it meanwhile.
 func TestWorkThatFails(t *testing.T) {
+	t.Parallel()
 	inOrder(t, []step{
 		{"the images are built and pushed", images},
 		{"RabbitMQ and MongoDB start", infrastructure},

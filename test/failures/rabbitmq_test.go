@@ -409,7 +409,7 @@ func TestTheQueueIsDeletedWhileTheServiceRuns(t *testing.T) {
 }
 
 // How to change over from a queue that an earlier version has declared, as
-// docs/failures.md says: nothing is sent meanwhile, the earlier version's workers empty
+// docs/operations.md says: nothing is sent meanwhile, the earlier version's workers empty
 // the queue, it is deleted, and the new version declares it.
 func TestTheQueueOfAnEarlierVersion(t *testing.T) {
 	t.Parallel()

@@ -57,10 +57,10 @@ func TestAlertRules(t *testing.T) {
 	// every alert has its lines in the runbook
 	content, err := os.ReadFile(filepath.Join(dir, "rules.yaml"))
 	require.NoError(t, err)
-	runbook, err := os.ReadFile("../../docs/observability.md")
+	runbook, err := os.ReadFile("../../docs/operations.md")
 	require.NoError(t, err)
 	alerts := regexp.MustCompile(`alert: (\w+)`).FindAllSubmatch(content, -1)
-	links := regexp.MustCompile(`docs/observability\.md#([\w-]+)`).FindAllSubmatch(content, -1)
+	links := regexp.MustCompile(`docs/operations\.md#([\w-]+)`).FindAllSubmatch(content, -1)
 	require.Len(t, links, len(alerts))
 	for _, link := range links {
 		heading := strings.ReplaceAll(string(link[1]), "-", " ")

@@ -6,12 +6,15 @@
 package page_test
 
 import (
+	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 )
 
@@ -120,6 +123,36 @@ func TestANameThatIsAScript(t *testing.T) {
 	p.do(chromedp.Focus(chromedp.CSS("#timeline")), chromedp.KeyEvent(kb.ArrowDown))
 	p.until(`document.querySelector("#detail").textContent.includes("<script>alert(1)")`, detail)
 	require.Zero(t, js[int](p, `document.querySelectorAll("main img, main script, main b").length`))
+	p.requireClean()
+}
+
+// They come within a second from another program, without ids and times, some of them twice.
+func TestMoreDeadLettersThanAreShown(t *testing.T) {
+	s := startSystem(t, 0)
+	p := openTab(t, s.url, 1280, 900, "light")
+	letters := make([]amqp.Publishing, 230)
+	for i := range letters {
+		letters[i].Body = fmt.Append(nil, "letter ", i/2)
+	}
+	s.publish(t, s.queue.DeadQueue(), letters...)
+	p.becomes(`[dead.textContent, document.querySelectorAll("#dead-rows tr").length]`, []any{"230", 200})
+	p.becomes(`document.querySelector("#dead-found").textContent`, "200 of 230. The next look shows others.")
+	require.Zero(t, js[int](p, `document.querySelectorAll("#dead-rows button").length`), "none can be sent back alone")
+	require.Equal(t, []string{"", "", "", "", ""}, js[[]string](p, `[...document.querySelector("#dead-rows tr").cells].slice(1).map((cell) => cell.textContent)`),
+		"nobody knows why it died, after how many attempts, in which Job and when")
+	p.becomes(`[inWork, jobs, records, ready].map((e) => e.textContent)`, []string{"–", "–", "0", "0"})
+	p.becomes(detail, "Nothing here: send some events.")
+	p.picture("many-dead-letters", true)
+
+	s.publish(t, s.queue.DeadQueue(), amqp.Publishing{Body: []byte("one more")})
+	p.becomes(`[dead.textContent, document.querySelectorAll("#dead-rows tr").length]`, []any{"231", 200})
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, s.url+"/dead-letters", nil)
+	require.NoError(t, err)
+	answer, err := http.DefaultClient.Do(request)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, answer.StatusCode)
+	require.NoError(t, answer.Body.Close())
+	p.becomes(`[dead.textContent, inWork.textContent, document.querySelectorAll("#dead-rows tr").length]`, []any{"0", "0", 0})
 	p.requireClean()
 }
 

@@ -137,17 +137,22 @@ func (s *system) killJob() {
 // bury makes a dead letter: a message that no Job can ever process.
 func (s *system) bury(t *testing.T, id, body string) {
 	t.Helper()
+	s.publish(t, s.queue.Queue, amqp.Publishing{MessageId: id, Body: []byte(body), DeliveryMode: amqp.Persistent, Timestamp: time.Now()})
+}
+
+func (s *system) publish(t *testing.T, queueName string, messages ...amqp.Publishing) {
+	t.Helper()
 	conn, err := queue.Dial(t.Context(), s.queue, t.Name())
 	require.NoError(t, err)
 	defer conn.Close()
 	ch, err := conn.Channel()
 	require.NoError(t, err)
 	require.NoError(t, ch.Confirm(false))
-	confirm, err := ch.PublishWithDeferredConfirm("", s.queue.Queue, true, false, amqp.Publishing{
-		MessageId: id, Body: []byte(body), DeliveryMode: amqp.Persistent, Timestamp: time.Now(),
-	})
-	require.NoError(t, err)
-	require.True(t, confirm.Wait())
+	for _, m := range messages {
+		confirm, err := ch.PublishWithDeferredConfirm("", queueName, true, false, m)
+		require.NoError(t, err)
+		require.True(t, confirm.Wait())
+	}
 }
 
 // work processes messages with some processor-jobs that stay.

@@ -123,7 +123,7 @@ func (s *state) setCounts(n queue.Counts, isUp bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.queueAt, s.queueUp, s.ready = time.Now(), isUp, &n.Ready
-	// Whoever looks at dead letters holds them for a moment: a smaller number counts
+	// Reading the dead letters holds them for a moment: a smaller number counts
 	// only when it is there twice.
 	if s.dead == nil || n.Dead > *s.dead || n.Dead == s.lastDead {
 		s.dead = &n.Dead

@@ -140,11 +140,16 @@ func readDeadLetter(d amqp.Delivery, maxAttempts int) DeadLetter {
 		dead.DeadAt, _ = time.Parse(time.RFC3339, header[string](d, deadTime))
 		return dead
 	}
-	// RabbitMQ did. Its counters have gone on since, with every look.
+	// RabbitMQ did, unless somebody has put it there. Its counters have gone on since,
+	// with every look.
 	before := int(header[int64](d, attemptsBefore))
-	dead.Reason, dead.Attempts = header[string](d, "x-first-death-reason"), before+1
-	if dead.Reason == "delivery_limit" {
+	dead.Reason = header[string](d, "x-first-death-reason")
+	switch dead.Reason {
+	case "":
+	case "delivery_limit":
 		dead.Reason, dead.Attempts = fmt.Sprintf("delivered %d times and never acknowledged: each time its worker died or was stopped", maxAttempts), before+maxAttempts
+	default:
+		dead.Attempts = before + 1
 	}
 	if deaths := header[[]any](d, "x-death"); len(deaths) > 0 {
 		if death, ok := deaths[0].(amqp.Table); ok {

@@ -72,7 +72,7 @@ func (c Config) Validate() error {
 // DeadQueue names the queue of the dead letters.
 func (c Config) DeadQueue() string { return c.Queue + ".dead" }
 
-// lockQueue names the queue that whoever looks at the dead letters holds.
+// lockQueue names the queue that is held while the dead letters are read or moved.
 func (c Config) lockQueue() string { return c.DeadQueue() + ".lock" }
 
 // Dial connects to RabbitMQ. The name is what its management page shows.
@@ -124,7 +124,7 @@ func (c Config) explain(err error) error {
 	}
 	switch code := refused.Code; {
 	case code == amqp.PreconditionFailed:
-		return fmt.Errorf("%w: the queue exists with other arguments: %w. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/failures.md, A queue of an earlier version)", ErrRefused, err)
+		return fmt.Errorf("%w: the queue exists with other arguments: %w. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/operations.md, A queue of an earlier version)", ErrRefused, err)
 	case code == amqp.NotFound:
 		return fmt.Errorf("%w: %w, and the user %q may not declare it: declare it first, or allow the user to (docs/production.md, RabbitMQ's permissions)", ErrRefused, err, c.User)
 	case code == amqp.AccessRefused, code == amqp.NotAllowed && !strings.Contains(refused.Reason, "limit"): // of connections, which passes

@@ -40,7 +40,7 @@ func run(args []string, out io.Writer) error {
 // settings are the flags. There is a rate or there are bursts.
 type settings struct {
 	system
-	rate   float64 // messages a second
+	rate   float64 // messages per second
 	during float64 // seconds
 	bursts bursts
 	work   spread
@@ -58,7 +58,7 @@ func parse(args []string, out io.Writer) (settings, error) {
 	s.poll, s.start, s.lag, s.end = 1, 1, 0.7, 2
 	flags := flag.NewFlagSet("plan", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	flags.Float64Var(&s.rate, "rate", 0, "messages a second, arriving at random, for the time of -for")
+	flags.Float64Var(&s.rate, "rate", 0, "messages per second, arriving at random, for the time of -for")
 	flags.Var((*seconds)(&s.during), "for", "how long messages arrive")
 	flags.Var(&s.bursts, "bursts", "instead of -rate, messages at once: 5, or `5@0s,5@8s,5@16s`")
 	flags.Var(&s.work, "work", "a message's work: a `time` or, drawn evenly, a range: 5s-60s")
@@ -89,7 +89,7 @@ func parse(args []string, out io.Writer) (settings, error) {
 	must(s.strategy.MaxReplicas >= 1 && s.strategy.MaxReplicas <= 100_000, "-max %d: allow 1 to 100000 Jobs", s.strategy.MaxReplicas)
 	must(s.starts > 0, "-starts %g: the cluster must be able to start pods", s.starts)
 	if s.check == "" {
-		must(s.rate > 0 && s.bursts == nil || s.rate == 0 && s.bursts != nil, "say what arrives, one of the two: -rate 0.2 (messages a second) or -bursts 5@0s,5@8s")
+		must(s.rate > 0 && s.bursts == nil || s.rate == 0 && s.bursts != nil, "say what arrives, one of the two: -rate 0.2 (messages per second) or -bursts 5@0s,5@8s")
 		must(s.work.from > 0, "-work %s: work takes longer than 0s", &s.work)
 		must(s.rate*s.during+s.bursts.sum() <= tooMany, "more than %d messages: make -for shorter, or -bursts smaller", tooMany)
 	}

@@ -53,7 +53,7 @@ func TestRate(t *testing.T) {
 func TestBadFlags(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ args, want string }{
-		"nothing arrives":       {"", "say what arrives, one of the two: -rate 0.2 (messages a second) or -bursts 5@0s,5@8s"},
+		"nothing arrives":       {"", "say what arrives, one of the two: -rate 0.2 (messages per second) or -bursts 5@0s,5@8s"},
 		"both":                  {"-rate 1 -bursts 5", "say what arrives, one of the two"},
 		"a negative rate":       {"-rate -1", "say what arrives, one of the two"},
 		"a rate of words":       {"-rate fast", `invalid value "fast" for flag -rate`},
@@ -104,13 +104,13 @@ func TestPlan(t *testing.T) {
 			"the Jobs 109: Jobs are cheaper by 8 %",                           // 5 Jobs of 1 + 20 + 0.7 s
 		}},
 		"a rate that the Jobs can take": {"-rate 0.2", []string{
-			"These Jobs can take up to 0.4 messages a second, and 0.2 arrive.", // 10 Jobs in 25 s
+			"These Jobs can take up to 0.4 messages per second, and 0.2 arrive.", // 10 Jobs in 25 s
 		}},
 		"a rate that is too much": {"-rate 0.5", []string{
-			"OVERLOAD: these Jobs can take 0.4 messages a second, and 0.5 arrive: the queue grows without end,\nby 360 an hour. It takes a maxReplicaCount of at least 13.",
+			"OVERLOAD: these Jobs can take 0.4 messages per second, and 0.5 arrive: the queue grows without end,\nby 360 per hour. It takes a maxReplicaCount of at least 13.",
 			"overload",
 		}},
-		"a rate that the cluster cannot take":           {"-rate 6 -for 2m", []string{"No maxReplicaCount helps, for the cluster starts 5 pods a second"}},
+		"a rate that the cluster cannot take":           {"-rate 6 -for 2m", []string{"No maxReplicaCount helps, for the cluster starts 5 pods per second"}},
 		"short work, for which a Deployment is cheaper": {"-rate 1 -work 1s", []string{"the Deployment is cheaper by"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -199,11 +199,11 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// What was measured on the cluster that the defaults describe, docs/scaling.md.
+// What was measured on the cluster that the defaults describe, docs/measured.md.
 func TestAgainstTheCluster(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	err := run([]string{"-check", "testdata/measured.json"}, &out)
+	err := run([]string{"-check", "../../../docs/measured/scaling.json"}, &out)
 	t.Log(out.String())
 	require.NoError(t, err)
 }

@@ -52,7 +52,7 @@ func done(r result) float64       { return r.done }
 func atOnce(r result) float64     { return float64(r.atOnce) }
 func podSeconds(r result) float64 { return r.podSeconds }
 
-// capacity is how many messages a second the Jobs can take while the queue is
+// capacity is how many messages per second the Jobs can take while the queue is
 // never empty: measured over whole waves of Jobs, in the middle of many.
 func capacity(s settings) float64 {
 	wave := int(s.strategy.MaxReplicas)
@@ -129,14 +129,14 @@ func plan(s settings, out io.Writer) error {
 func overload(s settings, out io.Writer) bool {
 	c := capacity(s)
 	if c > s.rate {
-		fmt.Fprintf(out, "These Jobs can take up to %.3g messages a second, and %.3g arrive.\n\n", c, s.rate)
+		fmt.Fprintf(out, "These Jobs can take up to %.3g messages per second, and %.3g arrive.\n\n", c, s.rate)
 		return false
 	}
-	fmt.Fprintf(out, "OVERLOAD: these Jobs can take %.3g messages a second, and %.3g arrive: the queue grows without end,\nby %.0f an hour. ", c, s.rate, (s.rate-c)*3600)
+	fmt.Fprintf(out, "OVERLOAD: these Jobs can take %.3g messages per second, and %.3g arrive: the queue grows without end,\nby %.0f per hour. ", c, s.rate, (s.rate-c)*3600)
 	if n := needed(s); n > 0 {
 		fmt.Fprintf(out, "It takes a maxReplicaCount of at least %d.\n\n", n)
 	} else {
-		fmt.Fprintf(out, "No maxReplicaCount helps, for the cluster starts %g pods a second:\nlet each Job take several messages, or use a Deployment.\n\n", s.starts)
+		fmt.Fprintf(out, "No maxReplicaCount helps, for the cluster starts %g pods per second:\nlet each Job take several messages, or use a Deployment.\n\n", s.starts)
 	}
 	return true
 }

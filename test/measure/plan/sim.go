@@ -21,7 +21,7 @@ type system struct {
 
 // cluster describes what only a measurement can tell.
 func (s system) cluster() string {
-	return fmt.Sprintf("a claim %s after the Job's creation, %g pods started a second, pods seen with a lag of %s,\na Job finished %s after its work",
+	return fmt.Sprintf("a claim %s after the Job's creation, %g pods started per second, pods seen with a lag of %s,\na Job finished %s after its work",
 		duration(s.start), s.starts, duration(s.lag), duration(s.end))
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -235,13 +236,13 @@ func (c *cluster) measure(ctx context.Context, l load, v variant) (*result, erro
 	}
 	// KEDA looks at the queue right after the change, and then at its interval.
 	// Every moment of it must be as likely as any other.
-	interval := c.consumer.interval
+	interval := cmp.Or(v.interval, c.consumer.interval)
 	if err := wait(ctx, interval+rand.N(interval)); err != nil {
 		return nil, err
 	}
 	// a name for these records: a-load-1a2b3c
 	name := fmt.Sprintf("%s-%06x", l.name, rand.N(1<<24))
-	r := &result{load: l, variant: v, jobs: c.consumer.jobs(), max: c.consumer.max, interval: c.consumer.interval, start: time.Now()}
+	r := &result{load: l, variant: v, jobs: c.consumer.jobs(), max: c.consumer.max, interval: interval, start: time.Now()}
 	for _, b := range l.bursts {
 		if err := wait(ctx, time.Until(r.start.Add(b.at))); err != nil {
 			return nil, err

@@ -19,20 +19,13 @@ func compare(file, folder string) error {
 	if folder == "" {
 		return errors.New("-compare needs -pictures, a folder to draw into")
 	}
-	f, err := os.Open(file)
+	all, err := read(file)
 	if err != nil {
 		return fmt.Errorf("-compare: %w", err)
 	}
-	defer f.Close()
 	var order []string
 	byLoad := map[string][]summary{}
-	for d := json.NewDecoder(f); ; {
-		var s summary
-		if err := d.Decode(&s); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			return fmt.Errorf("-compare %s: %w", file, err)
-		}
+	for _, s := range all {
 		if byLoad[s.Load] == nil {
 			order = append(order, s.Load)
 		}
@@ -44,6 +37,25 @@ func compare(file, folder string) error {
 		}
 	}
 	return nil
+}
+
+// read returns the results that -json has saved.
+func read(file string) (all []summary, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	for d := json.NewDecoder(f); ; {
+		var s summary
+		switch err := d.Decode(&s); {
+		case errors.Is(err, io.EOF):
+			return all, nil
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		all = append(all, s)
+	}
 }
 
 func drawPods(file, load string, all []summary) error {

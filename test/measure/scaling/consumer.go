@@ -30,6 +30,7 @@ type variant struct {
 	strategy   string        // of the ScaledJob
 	ready      bool          // with pendingPodConditions: [Ready]; only with a strategy
 	protocol   string        // of the trigger
+	interval   time.Duration // between two of KEDA's looks, if not as found
 	early      bool          // acknowledge the message before the work
 	claimDelay time.Duration // until the worker claims
 	deaf       bool          // ignore SIGTERM
@@ -109,6 +110,9 @@ func changeScaler(scaler object, v variant) {
 			strategy["pendingPodConditions"] = []string{"Ready"}
 		}
 		spec["scalingStrategy"] = strategy
+	}
+	if v.interval > 0 {
+		spec["pollingInterval"] = int(v.interval.Seconds())
 	}
 	if v.keep {
 		spec["successfulJobsHistoryLimit"] = 1000

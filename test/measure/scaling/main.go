@@ -26,6 +26,7 @@ type options struct {
 	repeat          int
 	pictures, json  string
 	compare         string
+	animate         string
 	budget          bool
 }
 
@@ -37,6 +38,7 @@ func main() {
 	flag.StringVar(&o.pictures, "pictures", "", "a `folder` for an SVG timeline of each load")
 	flag.StringVar(&o.json, "json", "", "a `file` to add the results to, one JSON object a line")
 	flag.StringVar(&o.compare, "compare", "", "measure nothing: draw all of a load's results in this `file` into one picture, one for each load")
+	flag.StringVar(&o.animate, "animate", "", "measure nothing: draw the results in this `file` into one animated picture, light and dark")
 	flag.BoolVar(&o.budget, "budget", false, "also print what each part of a Job's life takes")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -52,6 +54,9 @@ func main() {
 func run(ctx context.Context, o options) (err error) {
 	if o.compare != "" {
 		return compare(o.compare, o.pictures)
+	}
+	if o.animate != "" {
+		return animate(o.animate, o.pictures)
 	}
 	chosen, err := choose("-loads", o.loads, loads, func(l load) string { return l.name })
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -63,6 +64,9 @@ type summary struct {
 
 	// Lives are the pods' creations and ends, for the comparison's picture.
 	Lives [][2]float64 `json:"lives"`
+	// Ways are the messages', in the order of sending: sent, stored, finished, and the
+	// number of its pod in Lives. For the animated picture.
+	Ways [][4]float64 `json:"ways"`
 }
 
 func (r *result) summary() summary {
@@ -74,16 +78,20 @@ func (r *result) summary() summary {
 		WaitMedian: quantile(waits, 0.5).Seconds(), Wait95: quantile(waits, 0.95).Seconds(), WaitMax: quantile(waits, 1).Seconds(),
 		Work: r.load.work.Seconds(), Claim: r.load.claimDelay.Seconds(), Poll: r.interval.Seconds(), Max: r.max,
 	}
+	since := func(t time.Time) float64 { return t.Sub(r.start).Seconds() }
 	for _, record := range r.records {
-		s.Sent = append(s.Sent, record.SentAt.Sub(r.start).Seconds())
+		s.Sent = append(s.Sent, since(record.SentAt))
+		pod := slices.IndexFunc(r.pods, func(p pod) bool { return p.name == record.Job })
+		s.Ways = append(s.Ways, [4]float64{since(record.SentAt), since(record.StoredAt), since(record.FinishedAt), float64(pod)})
 	}
 	slices.Sort(s.Sent)
+	slices.SortFunc(s.Ways, func(a, b [4]float64) int { return cmp.Or(cmp.Compare(a[0], b[0]), cmp.Compare(a[1], b[1])) })
 	for i, p := range r.pods {
-		seen := p.seen.Sub(r.start).Seconds()
+		seen := since(p.seen)
 		if i == 0 || seen < s.FirstPod {
 			s.FirstPod = seen
 		}
-		s.Lives = append(s.Lives, [2]float64{seen, p.ended.Sub(r.start).Seconds()})
+		s.Lives = append(s.Lives, [2]float64{seen, since(p.ended)})
 	}
 	if !r.jobs {
 		s.Variant = "Deployment/" + s.Variant

@@ -33,5 +33,10 @@ func variants(jobs bool) []variant {
 			}
 		}
 	}
-	return all
+	// The tutorial's manifest has no strategy, no protocol and a look every 5 s. Its text
+	// does not say when its worker acknowledges: the usual one does before the work.
+	tutorial := variant{name: "tutorial", strategy: "default", protocol: "amqp", interval: 5 * time.Second, early: true}
+	late := tutorial
+	late.name, late.early = "tutorial/late", false
+	return append(all, tutorial, late)
 }

@@ -46,7 +46,7 @@ function showRecords(model, limit) {
 function showDead(model) {
   const all = model.status?.dead;
   $("no-dead").hidden = all !== 0 || model.dead.length > 0;
-  $("dead-found").textContent = all > model.dead.length && model.dead.length > 0 ? `The first ${model.dead.length} of ${all.toLocaleString("en")}.` : "";
+  $("dead-found").textContent = all > model.dead.length && model.dead.length > 0 ? `${model.dead.length} of ${all.toLocaleString("en")}. The next look shows others.` : "";
   $("some-dead").hidden = model.dead.length === 0 && $("redriven").textContent === "";
   fill($("dead-rows"), model.dead, (letter) => letter.key, (letter) => [
     letter.body, letter.reason, letter.attempts || "", letter.job, letter.deadAt ? new Date(letter.deadAt).toLocaleString([], { hour12: false }) : "",
