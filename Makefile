@@ -130,23 +130,6 @@ conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA:
 	fi; \
 	go vet . && go test -count=1 -timeout 30m . $(if $(SEED),-seed $(SEED)) $(if $(STATES),-states $(STATES)) $(if $(STATE),-state $(STATE))
 
-.PHONY: kind
-kind: ## Kubernetes in Docker with KEDA, a registry, both servers and this application
-	@test/kind.sh up
-
-.PHONY: kind-down
-kind-down: ## remove what make kind has made
-	@test/kind.sh down
-
-.PHONY: release-check
-release-check: ## can this commit be released? VERSION=v1.2.3
-	@.ci/release check '$(VERSION)'
-
-.PHONY: release-manifest
-release-manifest: ## bin/keda-p2.yaml, all that is applied: VERSION=v1.2.3 REPO=registry IMAGES=file of what .ci/release images printed
-	@mkdir -p bin && .ci/release manifest '$(VERSION)' '$(REPO)' '$(IMAGES)' >bin/keda-p2.yaml.new && mv bin/keda-p2.yaml.new bin/keda-p2.yaml
-	@echo bin/keda-p2.yaml
-
 .PHONY: chaos
 chaos: build ## events while everything is killed, restarted and cut: SEED=1 EVENTS=2000 CLIENTS=16
 	@cd test && go run ./chaos -bin ../bin -deploy ../deploy $(if $(SEED),-seed $(SEED)) $(if $(EVENTS),-events $(EVENTS)) $(if $(CLIENTS),-clients $(CLIENTS))
@@ -174,6 +157,25 @@ plan: ## predict waits, Jobs and cost: RATE=0.2 or BURSTS=5@0s,5@8s WORK=20s MAX
 .PHONY: picture
 picture: ## draw the README's animated picture again, from what make scaling has recorded
 	@cd test && go run ./measure/scaling -animate ../docs/measured/bursts.json -pictures ../docs
+
+##@ Clusters and releases
+
+.PHONY: kind
+kind: ## Kubernetes in Docker with KEDA, a registry, both servers and this application
+	@test/kind.sh up
+
+.PHONY: kind-down
+kind-down: ## remove what make kind has made
+	@test/kind.sh down
+
+.PHONY: release-check
+release-check: ## can this commit be released? VERSION=v1.2.3
+	@.ci/release check '$(VERSION)'
+
+.PHONY: release-manifest
+release-manifest: ## bin/keda-p2.yaml, all that is applied: VERSION=v1.2.3 REPO=registry IMAGES=file of what .ci/release images printed
+	@mkdir -p bin && .ci/release manifest '$(VERSION)' '$(REPO)' '$(IMAGES)' >bin/keda-p2.yaml.new && mv bin/keda-p2.yaml.new bin/keda-p2.yaml
+	@echo bin/keda-p2.yaml
 
 ##@ Tidy up
 
