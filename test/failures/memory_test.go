@@ -120,7 +120,7 @@ func sendLongHeaders(t *testing.T, app *running, _ queue.Config, _ records.Confi
 }
 
 func readLongRecords(t *testing.T, app *running, _ queue.Config, db records.Config) {
-	const n = 800
+	const n = 500
 	store, err := records.Open(db, "test")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = store.Close(context.Background()) })
@@ -134,7 +134,7 @@ func readLongRecords(t *testing.T, app *running, _ queue.Config, db records.Conf
 	_, err = client.Database(db.DB).Collection(db.Collection).InsertMany(t.Context(), documents)
 	require.NoError(t, err)
 
-	for range 8 { // these wait for the first byte, and then read nothing
+	for range 4 { // these wait for the first byte, and then read nothing
 		conn := dial(t, app.addr)
 		_, err := io.WriteString(conn, "GET /data HTTP/1.1\r\nHost: a\r\n\r\n")
 		require.NoError(t, err)

@@ -528,3 +528,21 @@ func TestAMessageKeepsItsTraceHeaders(t *testing.T) {
 		require.NoError(t, end(d))
 	}
 }
+
+// Nobody has counted its attempts.
+func TestALetterThatSomebodyHasPutThere(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	require.NoError(t, contracttest.Consumer(t, c).Close(), "declares the queues")
+	ch := contracttest.Channel(t, c)
+	require.NoError(t, ch.Confirm(false))
+	confirmation, err := ch.PublishWithDeferredConfirm("", c.DeadQueue(), true, false, amqp.Publishing{Body: []byte("by hand")})
+	require.NoError(t, err)
+	require.True(t, confirmation.Wait())
+	dead := deadLetters(t, c)
+	for range 2 { // the second look sees the copy
+		found, err := dead.List(t.Context(), 10)
+		require.NoError(t, err)
+		require.Equal(t, []queue.DeadLetter{{Body: "by hand"}}, found)
+	}
+}

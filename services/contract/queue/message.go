@@ -146,10 +146,10 @@ func readDeadLetter(d amqp.Delivery, maxAttempts int) DeadLetter {
 	dead.Reason = header[string](d, "x-first-death-reason")
 	switch dead.Reason {
 	case "":
-	default:
-		dead.Attempts = before + 1
 	case "delivery_limit":
 		dead.Reason, dead.Attempts = fmt.Sprintf("delivered %d times and never acknowledged: each time its worker died or was stopped", maxAttempts), before+maxAttempts
+	default:
+		dead.Attempts = before + 1
 	}
 	if deaths := header[[]any](d, "x-death"); len(deaths) > 0 {
 		if death, ok := deaths[0].(amqp.Table); ok {
