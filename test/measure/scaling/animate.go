@@ -57,7 +57,7 @@ func animate(file, folder string) error {
 }
 
 // typical returns, for each variant that has a title, the run that is the median by its end,
-// the faster of the two in the middle of an even number: the picture must not flatter this project.
+// of an even number the faster of the two in the middle, for all variants alike.
 func typical(all []summary) (chosen []summary) {
 	for _, t := range titles {
 		runs := slices.DeleteFunc(slices.Clone(all), func(s summary) bool { return s.Variant != t.variant })
