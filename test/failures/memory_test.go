@@ -25,8 +25,8 @@ import (
 )
 
 // Each of these loads would take more memory than a pod has, if it were let in as it comes.
+// They run alone: the servers of other tests would not get a core.
 func TestAPodsMemoryIsEnough(t *testing.T) {
-	t.Parallel()
 	for name, load := range map[string]func(*testing.T, *running, queue.Config, records.Config){
 		"batches of long lines": func(t *testing.T, app *running, _ queue.Config, _ records.Config) {
 			sendBatches(t, app, strings.Repeat(`{"name":"`+strings.Repeat("x", 65_000)+`"}`+"\n", 64), http.StatusAccepted)
@@ -44,7 +44,6 @@ func TestAPodsMemoryIsEnough(t *testing.T) {
 		"clients that ask and do not read": askWithoutReading,
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			limit, env, err := memory.Limit("../../deploy")
 			require.NoError(t, err)
 			q, db := servers(t)
