@@ -18,7 +18,7 @@ const (
 	// breather is the most time between two attacks of a client. Without it the attacks
 	// would take all of the machine, on which everything else runs too.
 	breather = 2 * time.Second
-	// stall is longer than complex-app waits for any part of a request.
+	// stalled is longer than complex-app waits for any part of a request.
 	stalled = 15 * time.Second
 )
 

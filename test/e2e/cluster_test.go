@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -40,8 +41,8 @@ func newCluster(t *testing.T) cluster {
 	tutorial.NeedProgram(t, "kubectl")
 
 	dir := filepath.Join(t.TempDir(), "keda-p2")
-	// two of them may be made within a second
-	namespace := fmt.Sprintf("keda-p2-e2e-%d", time.Now().UnixMilli())
+	// not the time: two of them may be made in the same millisecond
+	namespace := "keda-p2-e2e-" + strings.ToLower(rand.Text()[:10])
 	c := cluster{
 		Shell:     tutorial.Shell{Dir: dir, Env: []string{"KUBECONFIG=" + filepath.Join(dir, "kubeconfig"), "NAMESPACE=" + namespace}},
 		namespace: namespace,

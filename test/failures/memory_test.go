@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,7 +18,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
-	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 	"keda-p2/services/sandbox/process"
@@ -25,8 +25,8 @@ import (
 )
 
 // Each of these loads would take more memory than a pod has, if it were let in as it comes.
+// They run alone: the servers of other tests would not get a core.
 func TestAPodsMemoryIsEnough(t *testing.T) {
-	t.Parallel()
 	for name, load := range map[string]func(*testing.T, *running, queue.Config, records.Config){
 		"batches of long lines": func(t *testing.T, app *running, _ queue.Config, _ records.Config) {
 			sendBatches(t, app, strings.Repeat(`{"name":"`+strings.Repeat("x", 65_000)+`"}`+"\n", 64), http.StatusAccepted)
@@ -44,7 +44,6 @@ func TestAPodsMemoryIsEnough(t *testing.T) {
 		"clients that ask and do not read": askWithoutReading,
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			limit, env, err := memory.Limit("../../deploy")
 			require.NoError(t, err)
 			q, db := servers(t)
@@ -121,9 +120,6 @@ func sendLongHeaders(t *testing.T, app *running, _ queue.Config, _ records.Confi
 
 func readLongRecords(t *testing.T, app *running, _ queue.Config, db records.Config) {
 	const n = 500
-	store, err := records.Open(db, "test")
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = store.Close(context.Background()) })
 	client, err := records.Connect(db, "test")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Disconnect(context.Background()) })
@@ -174,13 +170,8 @@ func readLongRecords(t *testing.T, app *running, _ queue.Config, db records.Conf
 // no pod of this size survives, see docs/failures.md.
 func listLongDeadLetters(t *testing.T, app *running, q queue.Config, _ records.Config) {
 	const letters = 3
-	ch := contracttest.Channel(t, q)
-	require.NoError(t, ch.Confirm(false))
-	for range letters {
-		confirmation, err := ch.PublishWithDeferredConfirm("", q.DeadQueue(), true, false, amqp.Publishing{Body: bytes.Repeat([]byte("long"), 4<<20)})
-		require.NoError(t, err)
-		require.True(t, confirmation.Wait())
-	}
+	letter := amqp.Publishing{Body: bytes.Repeat([]byte("long"), 4<<20)}
+	publishTo(t, q, q.DeadQueue(), slices.Repeat([]amqp.Publishing{letter}, letters)...)
 	app.eventually(t, "/dead-letters", http.StatusOK)
 	response, err := http.Get("http://" + app.addr + "/dead-letters")
 	require.NoError(t, err)

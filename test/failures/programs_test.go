@@ -206,10 +206,15 @@ func eventually(t *testing.T, condition func() bool, what string, args ...any) {
 // wait there.
 func publish(t *testing.T, q queue.Config, messages ...amqp.Publishing) {
 	t.Helper()
+	publishTo(t, q, q.Queue, messages...)
+}
+
+func publishTo(t *testing.T, q queue.Config, name string, messages ...amqp.Publishing) {
+	t.Helper()
 	ch := contracttest.Channel(t, q)
 	require.NoError(t, ch.Confirm(false))
 	for _, m := range messages {
-		confirmation, err := ch.PublishWithDeferredConfirm("", q.Queue, true, false, m)
+		confirmation, err := ch.PublishWithDeferredConfirm("", name, true, false, m)
 		require.NoError(t, err)
 		require.True(t, confirmation.Wait())
 	}

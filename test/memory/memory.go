@@ -62,16 +62,24 @@ func Limit(deploy string) (bytes int, env map[string]string, err error) {
 // Peak returns the most bytes that a process has had in memory so far, without those of
 // files, which the kernel takes back when memory is short.
 func Peak(pid int) (bytes int, err error) {
+	peak, err := Of(pid, "VmHWM")
+	if err != nil {
+		return 0, err
+	}
+	files, err := Of(pid, "RssFile")
+	return peak - files, err
+}
+
+// Of returns a field of a process's /proc/…/status, in bytes: VmRSS is the memory that it
+// has now, VmHWM the most that it has had.
+func Of(pid int, field string) (bytes int, err error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
-	var kib [2]int
-	for i, name := range []string{"VmHWM:", "RssFile:"} {
-		_, rest, _ := strings.Cut(string(status), name)
-		if _, err := fmt.Sscanf(rest, "%d kB", &kib[i]); err != nil {
-			return 0, fmt.Errorf("%s in /proc/%d/status: %w", name, pid, err)
-		}
+	_, rest, _ := strings.Cut(string(status), field+":")
+	if _, err := fmt.Sscanf(rest, "%d kB", &bytes); err != nil {
+		return 0, fmt.Errorf("%s in /proc/%d/status: %w", field, pid, err)
 	}
-	return (kib[0] - kib[1]) << 10, nil
+	return bytes << 10, nil
 }

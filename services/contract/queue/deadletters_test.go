@@ -533,12 +533,7 @@ func TestAMessageKeepsItsTraceHeaders(t *testing.T) {
 func TestALetterThatSomebodyHasPutThere(t *testing.T) {
 	t.Parallel()
 	c := contracttest.RabbitMQ(t)
-	require.NoError(t, contracttest.Consumer(t, c).Close(), "declares the queues")
-	ch := contracttest.Channel(t, c)
-	require.NoError(t, ch.Confirm(false))
-	confirmation, err := ch.PublishWithDeferredConfirm("", c.DeadQueue(), true, false, amqp.Publishing{Body: []byte("by hand")})
-	require.NoError(t, err)
-	require.True(t, confirmation.Wait())
+	bury(t, c, 1, func(_ int, letter *amqp.Publishing) { *letter = amqp.Publishing{Body: []byte("by hand")} })
 	dead := deadLetters(t, c)
 	for range 2 { // the second look sees the copy
 		found, err := dead.List(t.Context(), 10)

@@ -10,11 +10,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"keda-p2/services/sandbox/freeport"
 	"keda-p2/services/sandbox/process"
+	"keda-p2/test/memory"
 )
 
 const (
@@ -117,12 +117,6 @@ func (a app) waitReady(ctx context.Context) error {
 // resident returns how much memory a process has, in MiB: now for VmRSS, at its
 // peak for VmHWM.
 func resident(pid int, field string) (float64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	_, rest, _ := strings.Cut(string(status), field+":")
-	var kib float64
-	_, err = fmt.Sscan(rest, &kib)
-	return kib / 1024, err
+	bytes, err := memory.Of(pid, field)
+	return float64(bytes) / (1 << 20), err
 }

@@ -56,13 +56,14 @@ func animate(file, folder string) error {
 	return nil
 }
 
-// typical returns, for each variant that has a title, the run that is the median by its end.
+// typical returns, for each variant that has a title, the run that is the median by its end,
+// of an even number the faster of the two in the middle, for all variants alike.
 func typical(all []summary) (chosen []summary) {
 	for _, t := range titles {
 		runs := slices.DeleteFunc(slices.Clone(all), func(s summary) bool { return s.Variant != t.variant })
 		slices.SortFunc(runs, func(a, b summary) int { return cmp.Compare(a.Done, b.Done) })
 		if len(runs) > 0 {
-			chosen = append(chosen, runs[len(runs)/2])
+			chosen = append(chosen, runs[(len(runs)-1)/2])
 		}
 	}
 	return chosen
