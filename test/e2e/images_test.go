@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -47,6 +49,7 @@ func TestBuildImages(t *testing.T) {
 		{"what a killed run has left is ignored and cleared away", killed},
 		{"git pull keeps the references", pulled},
 		{"a registry whose tags are immutable", immutable},
+		{"the same commit gives the same image", reproducible},
 		{"podman behind the name docker", podman},
 		{"mistakes are named before anything is built", mistakes},
 	} {
@@ -316,6 +319,36 @@ func immutable(t *testing.T, c clone) {
 		require.ErrorContains(t, err, "cannot be overwritten")
 		require.Equal(t, pushed, c.git(t, "diff", "deploy"), "a failed run has changed the manifests")
 	}
+}
+
+// reproducible builds a commit twice, at different times and from clones of different age.
+// An engine whose BuildKit is older than 0.11 gives the image itself the clock's time:
+// there, the layers are all that can be alike.
+func reproducible(t *testing.T, c clone) {
+	const epoch = "1700000000"
+	shell := c.Shell
+	shell.Env = append(slices.Clone(shell.Env), "SOURCE_DATE_EPOCH="+epoch)
+	var built []string
+	for i := range 2 {
+		require.NoError(t, filepath.WalkDir(c.Dir, func(path string, _ fs.DirEntry, err error) error {
+			require.NoError(t, err)
+			then := time.Unix(int64(1_000_000_000*(i+1)), 0)
+			return os.Chtimes(path, then, then)
+		}))
+		tag := "keda-p2-reproducible:" + strconv.Itoa(i)
+		t.Cleanup(func() { _, _ = shell.Try(context.WithoutCancel(t.Context()), "", "docker", "image", "rm", tag) })
+		shell.Run(t, "docker", "buildx", "build", "--no-cache", "--load", "--build-arg", "SERVICE=processor-job", "--build-arg", "VERSION=v1",
+			"--build-arg", "REVISION=abc", "--build-arg", "GOPROXY", "--tag", tag, "services")
+		shown := "{{json .RootFS.Layers}} {{json .Config.Labels}}"
+		if strings.HasPrefix(shell.Run(t, "docker", "image", "inspect", "--format", "{{.Created}}", tag), "2023-11-14T22:13:20") {
+			shown += " {{.Id}}"
+		} else {
+			t.Log("this engine's BuildKit is older than 0.11: only the layers and labels are compared")
+		}
+		built = append(built, shell.Run(t, "docker", "image", "inspect", "--format", shown, tag))
+	}
+	require.Equal(t, built[0], built[1])
+	require.Contains(t, built[0], `"org.opencontainers.image.revision":"abc"`)
 }
 
 // podman stands before docker: it takes no buildx option, and prints no digest.
