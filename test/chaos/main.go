@@ -137,10 +137,11 @@ func (s *system) storm(ctx context.Context, c *clients, h *hostile, o options) e
 	all.Go(func() error { h.run(attacking, s.appEnv["HTTP_ADDR"], o.seed); return nil })
 	all.Go(func() error {
 		defer close(over)
-		defer retreat()
 		sending, cancel := context.WithTimeout(running, o.limit/2)
 		defer cancel()
-		if err := c.run(sending, s.plan.events, o.clients); err != nil {
+		err := c.run(sending, s.plan.events, o.clients)
+		retreat() // what follows is between the servers and the Jobs
+		if err != nil {
 			return err
 		}
 		return s.quiet(running)

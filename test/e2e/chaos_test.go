@@ -107,7 +107,7 @@ func chaos(t *testing.T, c cluster) {
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal([]byte(out), &redriven))
 	c.settle(t, &v)
-	require.Empty(t, v.dead, "dead letters are left after the redrive")
+	require.Empty(t, v.queued, "dead letters are left after the redrive")
 	require.Len(t, accepted, 60)
 	require.Len(t, v.done, 60)
 	for fault, n := range faults {
@@ -251,7 +251,8 @@ func (c cluster) pods(t *testing.T, service string) (names []string) {
 
 // verdict compares the events that were accepted with what has become of them.
 type verdict struct {
-	accepted, done, dead map[string]bool // ids
+	accepted, done       map[string]bool // ids
+	queued               map[string]bool // ids of dead letters, or of messages that wait
 	lost, doubled, wrong []string        // ids: wrong is any other record than was sent
 	again                int             // records whose message had more than one attempt
 }
@@ -268,9 +269,9 @@ func (c cluster) settle(t *testing.T, v *verdict) {
 		require.NoError(collect, err)
 		var dead []struct{ ID string }
 		require.NoError(collect, json.Unmarshal([]byte(out), &dead))
-		v.dead = map[string]bool{}
+		v.queued = map[string]bool{}
 		for _, d := range dead {
-			v.dead[d.ID] = true
+			v.queued[d.ID] = true
 		}
 		v.judge(c.data(collect, t.Context()))
 		require.Empty(collect, v.lost, "lost")
@@ -281,7 +282,7 @@ func (c cluster) settle(t *testing.T, v *verdict) {
 }
 
 func (v *verdict) judge(records []tutorial.Record) {
-	*v = verdict{accepted: v.accepted, dead: v.dead, done: map[string]bool{}}
+	*v = verdict{accepted: v.accepted, queued: v.queued, done: map[string]bool{}}
 	seen := map[string]bool{}
 	for _, r := range records {
 		if r.Name != "chaos" {
@@ -302,7 +303,7 @@ func (v *verdict) judge(records []tutorial.Record) {
 		}
 	}
 	for id := range v.accepted {
-		if !v.done[id] && !v.dead[id] {
+		if !v.done[id] && !v.queued[id] {
 			v.lost = append(v.lost, id)
 		}
 	}

@@ -298,35 +298,27 @@ func nodesFail(t *testing.T, c cluster) {
 		require.NoError(collect, err)
 		require.Zero(collect, all.running)
 	})
-	queued, stored, done := c.takeAll(t), map[string]int{}, map[string]bool{}
-	for _, r := range c.data(t, t.Context()) {
-		require.Equal(t, r.Content, r.ID)
-		stored[r.Content]++
-		if r.Status == "done" {
-			done[r.ID] = true
-		}
-	}
-	var lost, doubled []string
-	twice := 0
+	v := verdict{accepted: map[string]bool{}, queued: map[string]bool{}}
 	for id := range l.accepted {
-		if !done[id] && queued[id] == 0 {
-			lost = append(lost, id)
-		}
-		if stored[id] > 1 {
-			doubled = append(doubled, id)
-		}
-		if queued[id] > 1 {
+		v.accepted[id] = true
+	}
+	twice := 0
+	for id, n := range c.takeAll(t) {
+		v.queued[id] = true
+		if n > 1 {
 			twice++
 		}
 	}
+	v.judge(c.data(t, t.Context()))
 	logRow(t, [][2]any{
-		{"clients", senders}, {"sent", len(l.sent)}, {"accepted", len(l.accepted)}, {"done by a Job", len(done)}, {"left in the queue", len(queued)},
-		{"of these twice, under one id", twice}, {"Jobs: succeeded/failed", fmt.Sprintf("%d/%d", all.succeeded, all.failed)}, {"lost", len(lost)}, {"doubled", len(doubled)},
+		{"clients", senders}, {"sent", len(l.sent)}, {"accepted", len(l.accepted)}, {"done by a Job", len(v.done)}, {"left in the queue", len(v.queued)},
+		{"of these twice, under one id", twice}, {"Jobs: succeeded/failed", fmt.Sprintf("%d/%d", all.succeeded, all.failed)}, {"lost", len(v.lost)}, {"doubled", len(v.doubled)},
 	})
 	require.Len(t, l.accepted, len(l.sent))
-	require.Greater(t, len(done), 10, "Jobs have worked meanwhile")
-	require.Empty(t, lost)
-	require.Empty(t, doubled)
+	require.Greater(t, len(v.done), 10, "Jobs have worked meanwhile")
+	require.Empty(t, v.lost)
+	require.Empty(t, v.doubled)
+	require.Empty(t, v.wrong)
 }
 
 // takeAll takes all messages out of the queue and counts them by id.
