@@ -28,6 +28,7 @@ import (
 const version = "e2e"
 
 func TestTutorial(t *testing.T) {
+	t.Parallel()
 	inOrder(t, []step{
 		{"the images are built and pushed", images},
 		{"RabbitMQ and MongoDB start", infrastructure},

@@ -27,6 +27,7 @@ const (
 // TestFailures lets parts of the cluster fail while Jobs work. It restarts the
 // cluster's KEDA, so that no ScaledJob of anybody gets new Jobs for some seconds.
 func TestFailures(t *testing.T) {
+	t.Parallel()
 	inOrder(t, []step{
 		{"the images are built and pushed", images},
 		{"RabbitMQ and MongoDB start", infrastructure},

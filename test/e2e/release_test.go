@@ -19,6 +19,7 @@ import (
 // TestReleaseManifest applies a release's keda-p2.yaml in place of deploy/ and goes on
 // with the tutorial.
 func TestReleaseManifest(t *testing.T) {
+	t.Parallel()
 	inOrder(t, []step{
 		{"the images are built and pushed", images},
 		{"RabbitMQ and MongoDB start", infrastructure},
@@ -77,6 +78,7 @@ const before = "a537c2b492fd748c4e58c92d9d4d98f961bbe466"
 // wait: the Jobs finish, and nothing is lost or done twice. The earlier version is brought
 // up by test/kind.sh, whose steps beyond kind's own are tried so.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	c.keepAllJobs(t)
 	images(t, c) // this version's first: afterwards there is no time while the Jobs work

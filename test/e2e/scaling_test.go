@@ -12,7 +12,8 @@ import (
 )
 
 // TestScaling counts: a Job for each message, and with a Deployment in the
-// ScaledJob's place no message lost or worked on twice.
+// ScaledJob's place no message lost or worked on twice. It runs alone: the HPA must not
+// miss KEDA's numbers because TestFailures restarts KEDA.
 func TestScaling(t *testing.T) {
 	inOrder(t, []step{
 		{"the images are built and pushed", images},
