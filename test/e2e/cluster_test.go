@@ -97,15 +97,19 @@ func (c cluster) remove(ctx context.Context, t *testing.T) {
 			t.Logf("kubectl %s\n%s%v", strings.Join(args, " "), out, err)
 		}
 	}
-	// its sleep does not listen to SIGTERM
-	_, err := c.Try(ctx, "", "kubectl", "delete", "pod", "client", "--ignore-not-found", "--now")
-	assert.NoError(t, err)
 	volumes := c.volumesToRetain(ctx, t)
 	if len(volumes) > 0 {
 		c.empty(ctx, t)
 	}
-	_, err = c.Try(ctx, "", "kubectl", "delete", "namespace", c.namespace, "--timeout", "3m")
-	assert.NoError(t, err)
+	// Pods end at once: some would wait for a quorum that is gone, or do not listen to SIGTERM.
+	for _, args := range [][]string{
+		{"delete", "namespace", c.namespace, "--wait=false"},
+		{"delete", "pods", "--all", "--now", "--wait=false"},
+		{"wait", "--for=delete", "namespace/" + c.namespace, "--timeout", "3m"},
+	} {
+		_, err := c.Try(ctx, "", "kubectl", args...)
+		assert.NoError(t, err)
+	}
 	for _, volume := range volumes {
 		_, err := c.Try(ctx, "", "kubectl", "patch", "pv", volume, "--type", "merge", "-p", `{"spec":{"claimRef":null}}`)
 		assert.NoError(t, err)
