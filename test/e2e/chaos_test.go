@@ -258,10 +258,10 @@ type verdict struct {
 }
 
 // settle waits until nothing waits or works any more, and every accepted event
-// is a done record or a dead letter.
+// is a done record or a dead letter. A busy machine needs some minutes for all Jobs.
 func (c cluster) settle(t *testing.T, v *verdict) {
 	t.Helper()
-	tutorial.Eventually(t, patience, func(collect *assert.CollectT) {
+	tutorial.Eventually(t, 3*patience, func(collect *assert.CollectT) {
 		found, err := c.jobs(t.Context())
 		require.NoError(collect, err)
 		require.Zero(collect, found.running)
