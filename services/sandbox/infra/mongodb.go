@@ -3,12 +3,10 @@ package infra
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
-	"time"
 
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/records"
@@ -109,32 +107,14 @@ func (m *MongoDB) docker(ctx context.Context, c MongoDBConfig) error {
 			return err
 		}
 		m.stop = func() { in.stop(server, false) }
-		return m.untilReady(ctx, server.Done, func() string { return server.Tail(5) })
+		store, err := records.Open(records.Config{
+			Server: config.Server{Host: m.Host}, Port: config.Port(m.Port), DB: "admin", Collection: "none", AuthSource: "admin",
+		}, "sandbox")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = store.Close(context.WithoutCancel(ctx)) }()
+		return untilReady(ctx, "it", server, store.Ping)
 	}
 	return nil
-}
-
-// untilReady waits until the server answers.
-func (m *MongoDB) untilReady(ctx context.Context, ended <-chan struct{}, log func() string) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	store, err := records.Open(records.Config{
-		Server: config.Server{Host: m.Host}, Port: config.Port(m.Port), DB: "admin", Collection: "none", AuthSource: "admin",
-	}, "sandbox")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = store.Close(context.WithoutCancel(ctx)) }()
-	for {
-		if err = store.Ping(ctx); err == nil {
-			return nil
-		}
-		select {
-		case <-ended:
-			return fmt.Errorf("it has ended while it started:\n%s", log())
-		case <-ctx.Done():
-			return fmt.Errorf("it does not start: %w\n%s", errors.Join(ctx.Err(), err), log())
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }

@@ -137,8 +137,6 @@ func choose(ctx context.Context, c RabbitMQConfig) (func(context.Context, Rabbit
 // Start starts the node again after Stop or Kill, on the same port and data,
 // and waits until it takes logins.
 func (r *RabbitMQ) Start(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
 	server, err := r.node.start()
 	if err != nil {
 		return fmt.Errorf("start RabbitMQ: %w", err)
@@ -148,16 +146,29 @@ func (r *RabbitMQ) Start(ctx context.Context) error {
 		Server: config.Server{Host: r.Host, User: r.c.User, Password: r.c.Password},
 		Port:   config.Port(r.Port), VHost: "/",
 	}
-	for {
+	return untilReady(ctx, "RabbitMQ", server, func(ctx context.Context) error {
 		conn, err := queue.Dial(ctx, login, "sandbox")
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+}
+
+// untilReady tries until the server answers. The name is for its error.
+func untilReady(ctx context.Context, name string, server *process.Process, try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		err := try(ctx)
 		if err == nil {
-			return conn.Close()
+			return nil
 		}
 		select {
-		case <-r.Done():
-			return fmt.Errorf("RabbitMQ has ended while it started:\n%s", r.Tail(15))
+		case <-server.Done:
+			return fmt.Errorf("%s has ended while it started:\n%s", name, server.Tail(15))
 		case <-ctx.Done():
-			return fmt.Errorf("RabbitMQ does not start: %w, %w\n%s", ctx.Err(), err, r.Tail(15))
+			return fmt.Errorf("%s does not start: %w, %w\n%s", name, ctx.Err(), err, server.Tail(15))
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
