@@ -218,6 +218,15 @@ accept_earlier() {
   read_back "$reference"
 }
 
+# name_commit leaves the commit in REVISION, and its time, not the clock's, for the files in
+# the images. There is none outside of a clone.
+name_commit() {
+  REVISION=$(git -C "$HERE" rev-parse HEAD 2>/dev/null) || return 0
+  SOURCE_DATE_EPOCH=$(git -C "$HERE" log -1 --format=%ct)
+  export SOURCE_DATE_EPOCH
+  [ -z "$(git -C "$HERE" status --porcelain -- services)" ] || REVISION+=-dirty
+}
+
 # build_and_push SERVICE PLATFORM REFERENCE: leaves the pushed digest in DIGEST.
 # An empty PLATFORM is the engine's own.
 build_and_push() {
@@ -225,17 +234,10 @@ build_and_push() {
   local base=$BASE build='buildx build --load --progress plain'
   [ -z "$PODMAN" ] || build=build
   [ "$service" != complex-app ] || base='' # it needs none
-  # the commit's time, not the clock's, and its name: none outside of a clone
-  local revision=''
-  if revision=$(git -C "$HERE" rev-parse HEAD 2>/dev/null); then
-    SOURCE_DATE_EPOCH=$(git -C "$HERE" log -1 --format=%ct)
-    export SOURCE_DATE_EPOCH
-    [ -z "$(git -C "$HERE" status --porcelain -- services)" ] || revision+=-dirty
-  fi
   say "building $reference${platform:+ for $platform}"
   # shellcheck disable=SC2086 # a list of words
   run "building $service" docker $build ${platform:+--platform "$platform"} ${base:+--build-arg "BASE=$base"} \
-    --build-arg "SERVICE=$service" --build-arg "VERSION=$VERSION" --build-arg "REVISION=$revision" --build-arg GOPROXY --tag "$reference" "$HERE/services" || die "$REASON"
+    --build-arg "SERVICE=$service" --build-arg "VERSION=$VERSION" --build-arg "REVISION=$REVISION" --build-arg GOPROXY --tag "$reference" "$HERE/services" || die "$REASON"
   say "pushing $reference"
   if [ -n "$PODMAN" ]; then # it prints no digest
     run "pushing $reference" docker push --digestfile "$scratch/digest" "$reference" || die "$REASON"
@@ -337,6 +339,7 @@ check_tools
 make_scratch
 check_pull_login
 log_in "$LOGIN" "$PASSWORD" login
+name_commit
 # Both are pushed before a manifest changes: a failure leaves deploy/ as it was.
 references=''
 for service in $SERVICES; do
