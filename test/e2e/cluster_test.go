@@ -72,6 +72,24 @@ func copyProject(t *testing.T, dir string) {
 	}
 }
 
+// copyScript copies one of the project's scripts, which the tutorial does not use, to the
+// same place in another tree.
+func copyScript(t *testing.T, tree, path string) {
+	t.Helper()
+	script, err := os.ReadFile(filepath.Join(tutorial.Root(t), path))
+	require.NoError(t, err)
+	require.NoError(t, os.MkdirAll(filepath.Join(tree, filepath.Dir(path)), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(tree, path), script, 0o700))
+}
+
+// numbered returns n names.
+func numbered(prefix string, n int) (names []string) {
+	for i := range n {
+		names = append(names, fmt.Sprint(prefix, i))
+	}
+	return names
+}
+
 // edit replaces what occurs once in a file.
 func edit(t *testing.T, file, from, to string) {
 	t.Helper()
@@ -163,6 +181,13 @@ func (c cluster) empty(ctx context.Context, t *testing.T) {
 		"containers":[{"name":"empty","image":"curlimages/curl","imagePullPolicy":"IfNotPresent","command":["find","/claims","-mindepth","2","-delete"],"volumeMounts":[%[2]s]}],
 		"volumes":[%[3]s]}}`, users[0], strings.Join(mounts, ","), strings.Join(volumes, ",")), "create", "-f", "-")
 	try("", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/empty", "--timeout", "2m")
+}
+
+// waitForApplication waits until complex-app serves and KEDA knows the ScaledJob.
+func (c cluster) waitForApplication(t *testing.T) {
+	t.Helper()
+	c.Run(t, "kubectl", "rollout", "status", "deployment/complex-app", "--timeout", "2m")
+	c.Run(t, "kubectl", "wait", "--for=condition=Ready", "scaledjob/processor-job", "--timeout", "1m")
 }
 
 // typed runs lines in a curl pod's shell, as the tutorial has the reader type

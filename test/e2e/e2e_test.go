@@ -92,8 +92,7 @@ func application(t *testing.T, c cluster) {
 	for _, needed := range []string{"secret/", "configmap/"} {
 		require.Less(t, strings.LastIndex(applied, needed), strings.Index(applied, "deployment.apps/"), "pods were applied before a %s that they need:\n%s", needed, applied)
 	}
-	c.Run(t, "kubectl", "rollout", "status", "deployment/complex-app", "--timeout", "2m")
-	c.Run(t, "kubectl", "wait", "--for=condition=Ready", "scaledjob/processor-job", "--timeout", "1m")
+	c.waitForApplication(t)
 	require.Contains(t, c.Run(t, "kubectl", "exec", "deployment/complex-app", "--", "/service", "--version"), version)
 
 	before := c.Run(t, "kubectl", "get", "deployments,scaledjobs", "-o", "jsonpath={.items[*].metadata.generation}")

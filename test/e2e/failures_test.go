@@ -5,7 +5,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -61,11 +60,7 @@ func (c cluster) scaledJob() string { return filepath.Join(c.Dir, "deploy", "pro
 
 func kedaRestarted(t *testing.T, c cluster) {
 	const events = maxJobs + 3
-	var names []string
-	for i := range events {
-		names = append(names, fmt.Sprintf("keda%d", i))
-	}
-	c.send(t, names...)
+	c.send(t, numbered("keda", events)...)
 	before := c.waitForRecords(t, patience, func(r []tutorial.Record) bool { return len(r) >= maxJobs })
 	require.Less(t, len(before), events, "no message waits any more")
 

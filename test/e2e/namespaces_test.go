@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 
@@ -29,11 +28,7 @@ func TestTwoNamespaces(t *testing.T) {
 	}
 	require.NotEqual(t, clusters["red"].namespace, clusters["blue"].namespace)
 	for team, n := range events {
-		var names []string
-		for i := range n {
-			names = append(names, fmt.Sprintf("%s%d", team, i))
-		}
-		clusters[team].send(t, names...)
+		clusters[team].send(t, numbered(team, n)...)
 	}
 	for team, n := range events {
 		records := clusters[team].waitForRecords(t, patience, func(r []tutorial.Record) bool { return tutorial.AllDone(r, n) })

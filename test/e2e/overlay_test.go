@@ -48,8 +48,7 @@ func TestOverlay(t *testing.T) {
 		"=worker\nMONGODB_PASSWORD=as it is: no quotes", "=root\nMONGODB_PASSWORD=mongo",
 		"my-registry.example.com", repo, "puller", quote(os.Getenv("LOGIN")), "=secret", "="+quote(os.Getenv("PASSWORD"))).
 		Replace(block(t, page, "# the two files of the Secrets")))
-	c.Run(t, "kubectl", "rollout", "status", "deployment/complex-app", "--timeout", "2m")
-	c.Run(t, "kubectl", "wait", "--for=condition=Ready", "scaledjob/processor-job", "--timeout", "1m")
+	c.waitForApplication(t)
 
 	c.startClient(t)
 	c.send(t, "one", "two")

@@ -46,10 +46,7 @@ func releaseManifest(t *testing.T, c cluster) {
 	// the working tree's manifests, which name no registry
 	tree := filepath.Join(t.TempDir(), "keda-p2")
 	copyTree(t, tree)
-	script, err := os.ReadFile(filepath.Join(tutorial.Root(t), ".ci", "release"))
-	require.NoError(t, err)
-	require.NoError(t, os.Mkdir(filepath.Join(tree, ".ci"), 0o700))
-	require.NoError(t, os.WriteFile(filepath.Join(tree, ".ci", "release"), script, 0o700))
+	copyScript(t, tree, ".ci/release")
 	rendered := tutorial.Shell{Dir: tree}.Run(t, ".ci/release", "manifest", "v0.0.0-"+version, os.Getenv("REPO"), list)
 	for _, reference := range pushed {
 		require.Contains(t, rendered, "image: "+reference+"\n")
@@ -62,12 +59,6 @@ func releaseManifest(t *testing.T, c cluster) {
 	c.Run(t, "kubectl", "apply", "-f", "deploy/00-registry-secret.yaml")
 	c.Run(t, "kubectl", "apply", "-f", "keda-p2.yaml")
 	c.waitForApplication(t)
-}
-
-func (c cluster) waitForApplication(t *testing.T) {
-	t.Helper()
-	c.Run(t, "kubectl", "rollout", "status", "deployment/complex-app", "--timeout", "3m")
-	c.Run(t, "kubectl", "wait", "--for=condition=Ready", "scaledjob/processor-job", "--timeout", "1m")
 }
 
 // before is what an upgrade begins with: the release before this one. As there is none
@@ -86,7 +77,7 @@ func TestUpgrade(t *testing.T) {
 	earlier := c
 	earlier.Dir = filepath.Join(t.TempDir(), "keda-p2")
 	earlier.Env = append(slices.Clone(c.Env), "VERSION=before")
-	require.NoError(t, os.MkdirAll(filepath.Join(earlier.Dir, "test"), 0o700))
+	require.NoError(t, os.Mkdir(earlier.Dir, 0o700))
 	archive := exec.CommandContext(t.Context(), "git", "-C", tutorial.Root(t), "archive", "--output", filepath.Join(earlier.Dir, "tree.tar"), before, "deploy", "services", "build-images.sh")
 	out, err := archive.CombinedOutput()
 	require.NoError(t, err, "commit %s is needed; a shallow clone does not have it (git fetch --unshallow): %s", before, out)
@@ -95,14 +86,12 @@ func TestUpgrade(t *testing.T) {
 	infrastructure := filepath.Join("deploy", "infrastructure")
 	require.NoError(t, os.RemoveAll(filepath.Join(earlier.Dir, infrastructure)))
 	require.NoError(t, os.CopyFS(filepath.Join(earlier.Dir, infrastructure), os.DirFS(filepath.Join(c.Dir, infrastructure))))
-	script, err := os.ReadFile(filepath.Join(tutorial.Root(t), "test", "kind.sh"))
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(earlier.Dir, "test", "kind.sh"), script, 0o700))
+	copyScript(t, earlier.Dir, "test/kind.sh")
 	earlier.keepAllJobs(t)
 	t.Log(lastLines(earlier.Run(t, "test/kind.sh", "deploy"), 3))
 	c.startClient(t)
 
-	names := []string{"event1", "event2", "event3", "event4", "event5", "event6", "event7", "event8", "event9", "event10", "event11", "event12"}
+	names := numbered("event", 12)
 	require.Greater(t, len(names), maxJobs)
 	c.send(t, names...)
 	working := c.waitForRecords(t, patience, func(r []tutorial.Record) bool { return len(r) >= maxJobs })
@@ -111,7 +100,7 @@ func TestUpgrade(t *testing.T) {
 	t.Log(c.Run(t, "kubectl", "apply", "-f", "deploy/"))
 	c.waitForApplication(t)
 	require.Contains(t, c.Run(t, "kubectl", "exec", "deployment/complex-app", "--", "/service", "--version"), version)
-	c.send(t, "event13", "event14", "event15")
+	c.send(t, numbered("later", 3)...)
 	after := c.waitForRecords(t, patience, func(r []tutorial.Record) bool { return tutorial.AllDone(r, len(names)+3) })
 	for _, r := range after {
 		require.Equal(t, 1, r.Attempts, "the first Job of %s died", r.Name)
