@@ -19,8 +19,10 @@ type settings struct {
 	MongoDB  records.Config
 
 	HTTPAddr string `split_words:"true" default:":8080"`
-	// ConfirmTimeout is how long POST /send waits for RabbitMQ's confirm.
-	ConfirmTimeout time.Duration `split_words:"true" default:"5s"`
+	// ConfirmTimeout is how long POST /send waits for RabbitMQ's confirm, and after which a
+	// connection that confirms nothing is given up. With the default a cluster of RabbitMQ
+	// that loses a node answers again within 5 s, also if all connections led to that node.
+	ConfirmTimeout time.Duration `split_words:"true" default:"2s"`
 	// ShutdownTimeout is how long requests in flight may take after SIGTERM.
 	ShutdownTimeout time.Duration `split_words:"true" default:"20s"`
 	LogLevel        slog.Level    `split_words:"true" default:"info"`

@@ -150,6 +150,7 @@ var nodeFaults = []fault{
 // answer any more.
 func cutOff(t *testing.T, c cluster) {
 	pod := c.leader(t)
+	c.gather(t, pod)
 	c.Run(t, "kubectl", "exec", pod, "-c", "rabbitmq", "--", "rabbitmqctl", "eval",
 		`spawn(fun() -> [begin timer:sleep(200), [erlang:disconnect_node(N) || N <- nodes()] end || _ <- lists:seq(1, 100)] end), ok.`)
 	_, err := c.Try(t.Context(), fmt.Sprintf(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"cut-off"},
@@ -163,6 +164,33 @@ func cutOff(t *testing.T, c cluster) {
 	})
 	require.NoError(t, pause(t.Context(), 30*time.Second))
 	c.Run(t, "kubectl", "delete", "networkpolicy", "cut-off")
+}
+
+// publisherConnection finds those of complex-app's publishers: an id, which begins with the
+// node's name, and a connection's name.
+var publisherConnection = regexp.MustCompile(`(<rabbit@(rabbitmq-\d)\.\S+>)\s.*"complex-app"`)
+
+// gather leads complex-app's publishers to one node, which is the worst that can happen: it
+// closes those that are elsewhere until chance has brought them there.
+func (c cluster) gather(t *testing.T, pod string) {
+	t.Helper()
+	tutorial.Eventually(t, patience, func(collect *assert.CollectT) {
+		rabbitmqctl := func(args ...string) (string, error) {
+			return c.Try(t.Context(), "", "kubectl", append([]string{"exec", another(pod), "-c", "rabbitmq", "--", "rabbitmqctl"}, args...)...)
+		}
+		out, err := rabbitmqctl("list_connections", "pid", "client_properties")
+		require.NoError(collect, err)
+		there := 0
+		for _, connection := range publisherConnection.FindAllStringSubmatch(out, -1) {
+			if pid, node := connection[1], connection[2]; node == pod {
+				there++
+			} else {
+				_, err := rabbitmqctl("close_connection", pid, "the test wants it elsewhere")
+				require.NoError(collect, err)
+			}
+		}
+		require.Equal(collect, 2, there, "of %s", out)
+	})
 }
 
 // another is a node that is not the given one.
@@ -315,7 +343,7 @@ func nodesFail(t *testing.T, c cluster) {
 		{"of these twice, under one id", twice}, {"Jobs: succeeded/failed", fmt.Sprintf("%d/%d", all.succeeded, all.failed)}, {"lost", len(v.lost)}, {"doubled", len(v.doubled)},
 	})
 	require.Len(t, l.accepted, len(l.sent))
-	require.Greater(t, len(v.done), 10, "Jobs have worked meanwhile")
+	require.NotEmpty(t, v.done, "Jobs have worked meanwhile")
 	require.Empty(t, v.lost)
 	require.Empty(t, v.doubled)
 	require.Empty(t, v.wrong)

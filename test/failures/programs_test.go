@@ -76,7 +76,8 @@ func startJob(t *testing.T, pod string, q queue.Config, db records.Config, env .
 // startApp runs complex-app and waits until it answers, ready or not.
 func startApp(t *testing.T, q queue.Config, db records.Config, env ...string) *running {
 	t.Helper()
-	p := start(t, program("complex-app"), "HTTP_ADDR", q, db, append([]string{"ADMIN_ADDR=127.0.0.1:0"}, env...))
+	defaults := []string{"ADMIN_ADDR=127.0.0.1:0", "CONFIRM_TIMEOUT=5s"} // this machine may be busy
+	p := start(t, program("complex-app"), "HTTP_ADDR", q, db, append(defaults, env...))
 	p.eventually(t, "/healthz", http.StatusOK)
 	return p
 }

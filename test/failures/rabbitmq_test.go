@@ -195,6 +195,7 @@ func TestRabbitMQAlarm(t *testing.T) {
 			require.NoError(t, n.Ctl(t.Context(), strings.Fields(alarm.off)...))
 			app.sendUntilAccepted(t, "after")
 			eventually(t, func() bool { return publisher.Ready() == nil }, "the publisher is back")
+			require.EqualValues(t, 1, publisher.Connects(), "an alarm does not cost the connection")
 			eventually(t, func() bool { return publishers() <= before }, "no goroutine is left")
 		})
 	}
@@ -331,6 +332,24 @@ func TestRabbitMQFallsSilent(t *testing.T) {
 	l.release()
 	app.sendUntilAccepted(t, "after")
 	require.Contains(t, drain(t, q), "after")
+}
+
+// The connection stays open, also RabbitMQ's heartbeats may go on, and nothing is confirmed:
+// as on a node that was cut off from the others. A new connection, to another node, is made
+// without waiting for missed heartbeats.
+func TestRabbitMQConfirmsNothing(t *testing.T) {
+	t.Parallel()
+	q, _ := servers(t)
+	linked, l := brokerLink(t, q)
+	app := startApp(t, linked, noDatabase(), "CONFIRM_TIMEOUT=1s")
+	app.sendUntilAccepted(t, "before")
+	l.add(t, down, holdType, map[string]any{"Match": acknowledging, "Once": true, "Deaf": true})
+	require.Contains(t, app.mustSend(t, "after", http.StatusServiceUnavailable).detail, "may have been accepted")
+	app.sendUntilAccepted(t, "after")
+	require.True(t, app.logged("no message was confirmed within 1s"))
+	found := drain(t, q) // "after" twice or more, under one id
+	require.Len(t, found, 2)
+	require.Contains(t, found, "after")
 }
 
 // RabbitMQ stops reading without a word, and more is sent than fits on the way.

@@ -42,16 +42,8 @@ type Delivery struct {
 // Connect opens a connection and declares the queue. The name is the connection's, as
 // RabbitMQ's management page shows it.
 func Connect(ctx context.Context, c Config, name string) (*Consumer, error) {
-	conn, err := Dial(ctx, c, name)
+	conn, ch, err := open(ctx, c, name)
 	if err != nil {
-		return nil, err
-	}
-	// the calls below know no context: closing the connection ends them
-	stop := context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })
-	defer stop()
-	ch, err := openChannel(conn, c)
-	if err != nil {
-		_ = conn.CloseDeadline(time.Now().Add(closeTimeout))
 		return nil, err
 	}
 	return &Consumer{

@@ -29,11 +29,12 @@ type Counter struct {
 // the next call connects again, which also declares a queue that was deleted.
 func (c *Counter) Count(ctx context.Context) (n Counts, err error) {
 	if c.conn == nil {
-		if err := c.connect(ctx); err != nil {
+		if c.conn, c.ch, err = open(ctx, c.Config, c.Name); err != nil {
 			return n, err
 		}
 	}
-	defer c.endWith(ctx)()
+	conn := c.conn
+	defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })()
 	defer func() {
 		if err != nil {
 			c.Close()
@@ -47,26 +48,6 @@ func (c *Counter) Count(ctx context.Context) (n Counts, err error) {
 		*count = q.Messages
 	}
 	return n, nil
-}
-
-func (c *Counter) connect(ctx context.Context) error {
-	conn, err := Dial(ctx, c.Config, c.Name)
-	if err != nil {
-		return err
-	}
-	c.conn = conn
-	defer c.endWith(ctx)()
-	if c.ch, err = openChannel(conn, c.Config); err != nil {
-		c.Close()
-	}
-	return err
-}
-
-// endWith closes the connection when ctx ends, until it is told to stop: the
-// library's calls know no context.
-func (c *Counter) endWith(ctx context.Context) (stop func() bool) {
-	conn := c.conn
-	return context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })
 }
 
 // Close closes the connection. Count opens another one.

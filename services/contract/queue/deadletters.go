@@ -251,11 +251,10 @@ func (d *DeadLetters) alone(ctx context.Context, do func() error) (err error) {
 }
 
 func (d *DeadLetters) connect(ctx context.Context) error {
-	conn, err := Dial(ctx, d.cfg, d.name)
+	conn, ch, err := open(ctx, d.cfg, d.name)
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })()
 	// An alarm would hold up what was begun until its end.
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
 	go func() { // ends with the connection
@@ -263,11 +262,6 @@ func (d *DeadLetters) connect(ctx context.Context) error {
 			_ = conn.CloseDeadline(time.Now())
 		}
 	}()
-	ch, err := openChannel(conn, d.cfg)
-	if err != nil {
-		_ = conn.CloseDeadline(time.Now().Add(closeTimeout))
-		return err
-	}
 	d.conn, d.ch, d.returned = conn, ch, ch.NotifyReturn(make(chan amqp.Return, maxRound))
 	return nil
 }

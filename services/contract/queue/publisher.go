@@ -47,6 +47,7 @@ type session struct {
 	conn     *amqp.Connection
 	ch       *amqp.Channel
 	blocked  atomic.Bool
+	confirms atomic.Uint64
 	returned sync.Map      // ids of messages that no queue took
 	broken   chan struct{} // closed when the session is of no more use
 	why      error         // set before
@@ -74,10 +75,12 @@ func (p *Publisher) Run(ctx context.Context) {
 			select {
 			case <-s.broken:
 				p.setProblem(fmt.Errorf("connection lost: %w", p.cfg.explain(s.why)))
+				p.session.Store(nil)
+				s.close(0) // nobody waits any longer for its confirms
 			case <-ctx.Done():
+				p.session.Store(nil)
+				s.close(closeTimeout)
 			}
-			p.session.Store(nil)
-			s.close()
 			wait = minRedial
 		} else {
 			p.setProblem(err)
@@ -132,6 +135,7 @@ func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, fmt.Errorf("no answer within %s", p.timeout))
 	defer cancel()
+	before := s.confirms.Load()
 	// mandatory: without it RabbitMQ confirms a message that no queue takes
 	confirmation, err := s.ch.PublishWithDeferredConfirm("", p.cfg.Queue, true, false, publishing)
 	if errors.Is(err, amqp.ErrClosed) {
@@ -140,10 +144,19 @@ func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
+	// A node that was cut off leaves its connections open. When it confirms nothing, neither
+	// this message nor another one, a new connection may lead to a node that does.
+	silence := time.AfterFunc(p.timeout, func() {
+		if !confirmation.Acked() && s.confirms.Load() == before && !s.blocked.Load() {
+			s.end(fmt.Errorf("no message was confirmed within %s", p.timeout))
+		}
+	})
 	acked, err := confirmation.WaitContext(ctx)
-	if err != nil {
+	if err != nil { // the timer goes on: a client that hangs up early does not hide the silence
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, context.Cause(ctx))
 	}
+	silence.Stop()
+	s.confirms.Add(1)
 	if !acked {
 		// the library also resolves with false when the channel is closed
 		if s.ch.IsClosed() {
@@ -159,28 +172,19 @@ func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
 }
 
 func (p *Publisher) open(ctx context.Context) (*session, error) {
-	conn, err := Dial(ctx, p.cfg, p.name)
+	conn, ch, err := open(ctx, p.cfg, p.name)
 	if err != nil {
 		return nil, err
 	}
-	s := &session{conn: conn, broken: make(chan struct{})}
-	if err := s.prepare(p.cfg); err != nil {
-		s.close()
-		return nil, err
-	}
+	s := &session{conn: conn, ch: ch, broken: make(chan struct{})}
+	s.watch()
 	return s, nil
 }
 
-// prepare opens the channel and starts the goroutines that watch it. They end
-// when the library closes their Go channels, which it does with the connection.
-func (s *session) prepare(c Config) error {
-	ch, err := openChannel(s.conn, c)
-	if err != nil {
-		return err
-	}
-	s.ch = ch
-
-	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
+// watch starts the goroutines that watch the connection. They end when the library
+// closes their Go channels, which it does with the connection.
+func (s *session) watch() {
+	closed := s.ch.NotifyClose(make(chan *amqp.Error, 1))
 	go func() {
 		if err := <-closed; err != nil {
 			s.end(err)
@@ -196,8 +200,8 @@ func (s *session) prepare(c Config) error {
 	// A return comes before its confirm, but on another Go channel. The library
 	// hands each return to both of these before it reads on, so when it gets to
 	// the confirm the first copy has been noted.
-	returns := ch.NotifyReturn(make(chan amqp.Return))
-	noted := ch.NotifyReturn(make(chan amqp.Return))
+	returns := s.ch.NotifyReturn(make(chan amqp.Return))
+	noted := s.ch.NotifyReturn(make(chan amqp.Return))
 	go func() {
 		for r := range returns {
 			s.returned.Store(r.MessageId, struct{}{})
@@ -205,7 +209,6 @@ func (s *session) prepare(c Config) error {
 			<-noted
 		}
 	}()
-	return nil
 }
 
 func (s *session) end(why error) {
@@ -215,6 +218,6 @@ func (s *session) end(why error) {
 	})
 }
 
-func (s *session) close() { _ = s.conn.CloseDeadline(time.Now().Add(closeTimeout)) }
+func (s *session) close(timeout time.Duration) { _ = s.conn.CloseDeadline(time.Now().Add(timeout)) }
 
 func (p *Publisher) setProblem(err error) { p.problem.Store(&err) }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"time"
@@ -19,9 +20,12 @@ import (
 const (
 	// A stalled connection is given up after three missed heartbeats.
 	heartbeat = 5 * time.Second
-	// handshakeTimeout bounds dialling with TLS and login; writeTimeout bounds
-	// a write to a broker that has stopped reading, as it does in an alarm.
+	// handshakeTimeout bounds dialling with TLS and login, and then the declaration of the
+	// queues; connectTimeout bounds the wait for one address, which may be that of a node
+	// that is cut off; writeTimeout bounds a write to a broker that has stopped reading, as
+	// it does in an alarm.
 	handshakeTimeout = 5 * time.Second
+	connectTimeout   = time.Second
 	writeTimeout     = 5 * time.Second
 	closeTimeout     = 5 * time.Second
 )
@@ -95,8 +99,8 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 		Heartbeat:       heartbeat,
 		TLSClientConfig: tlsConfig,
 		Properties:      amqp.Table{"connection_name": name},
-		Dial: func(network, _ string) (net.Conn, error) {
-			conn, err := (&net.Dialer{}).DialContext(ctx, network, net.JoinHostPort(c.Host, string(c.Port)))
+		Dial: func(string, string) (net.Conn, error) {
+			conn, err := connect(ctx, c.Host, string(c.Port))
 			if err != nil {
 				return nil, err
 			}
@@ -112,6 +116,19 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 		return nil, fmt.Errorf("RabbitMQ: %w", config.ExplainTLS("RABBITMQ", c.explain(err)))
 	}
 	return conn, nil
+}
+
+// connect tries the host's addresses in random order: they may be several nodes.
+func connect(ctx context.Context, host, port string) (conn net.Conn, err error) {
+	addresses, err := net.DefaultResolver.LookupHost(ctx, host)
+	rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
+	dialer := net.Dialer{Timeout: connectTimeout}
+	for _, address := range addresses {
+		if conn, err = dialer.DialContext(ctx, "tcp", net.JoinHostPort(address, port)); err == nil {
+			return conn, nil
+		}
+	}
+	return nil, err
 }
 
 // explain adds to RabbitMQ's refusals what to do about them.
@@ -154,19 +171,31 @@ func (c writeDeadline) SetDeadline(t time.Time) error {
 	return nil
 }
 
-// openChannel opens a channel in confirm mode after declaring both queues. Whichever
+// open connects and opens a channel in confirm mode after declaring both queues. Whichever
 // service comes first declares them, with the same arguments. A user without the
 // permission to finds them declared.
-func openChannel(conn *amqp.Connection, c Config) (*amqp.Channel, error) {
+func open(ctx context.Context, c Config, name string) (*amqp.Connection, *amqp.Channel, error) {
+	conn, err := Dial(ctx, c, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTimeout, fmt.Errorf("no answer within %s", handshakeTimeout))
+	defer cancel()
+	// the library's calls know no context: closing the connection ends them
+	stop := context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })
 	ch, err := declare(conn, c, (*amqp.Channel).QueueDeclare)
 	var refused *amqp.Error
 	if errors.As(err, &refused) && refused.Code == amqp.AccessRefused {
 		ch, err = declare(conn, c, (*amqp.Channel).QueueDeclarePassive)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("declare the queues: %w", c.explain(err))
+	if !stop() {
+		err = context.Cause(ctx)
 	}
-	return ch, nil
+	if err != nil {
+		_ = conn.CloseDeadline(time.Now().Add(closeTimeout))
+		return nil, nil, fmt.Errorf("declare the queues: %w", c.explain(err))
+	}
+	return conn, ch, nil
 }
 
 func declare(conn *amqp.Connection, c Config, queue func(_ *amqp.Channel, name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error)) (*amqp.Channel, error) {
