@@ -195,13 +195,31 @@ func TestRabbitMQAlarm(t *testing.T) {
 			require.NoError(t, n.Ctl(t.Context(), strings.Fields(alarm.off)...))
 			app.sendUntilAccepted(t, "after")
 			eventually(t, func() bool { return publisher.Ready() == nil }, "the publisher is back")
-			require.EqualValues(t, 1, publisher.Connects(), "an alarm does not cost the connection")
 			eventually(t, func() bool { return publishers() <= before }, "no goroutine is left")
 		})
 	}
 	http.DefaultClient.CloseIdleConnections()
 	eventually(t, func() bool { return app.openFiles(t) <= files+5 }, "no socket is left")
 	requireNoPublish(t, app.goroutines(t))
+}
+
+// An alarm is no reason to give the connection up, though nothing is confirmed over it.
+func TestAnAlarmCostsNoConnection(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	// long enough for RabbitMQ to tell of the alarm before the message's time is over
+	publisher := queue.NewPublisher(n.queue, t.Name(), 10*time.Second, slog.New(slog.DiscardHandler))
+	running, stop := context.WithCancel(t.Context())
+	var run sync.WaitGroup
+	run.Go(func() { publisher.Run(running) })
+	t.Cleanup(func() { stop(); run.Wait() })
+	eventually(t, func() bool { return publisher.Ready() == nil }, "the publisher is connected")
+	require.NoError(t, n.Ctl(t.Context(), "set_vm_memory_high_watermark", "0"))
+	require.ErrorIs(t, publisher.Publish(t.Context(), contract.Message{ID: "during", Event: contract.Event{Name: "name"}}), queue.ErrUnconfirmed)
+	require.ErrorContains(t, publisher.Ready(), "alarm")
+	require.NoError(t, n.Ctl(t.Context(), "set_vm_memory_high_watermark", "0.6"))
+	eventually(t, func() bool { return publisher.Ready() == nil }, "the publisher is back")
+	require.EqualValues(t, 1, publisher.Connects())
 }
 
 // publishers counts this process's goroutines that are in a publisher or were
