@@ -162,6 +162,21 @@ func TestJobAtItsDeadline(t *testing.T) {
 	})
 }
 
+// A node that is cut off from the others keeps its connections, and answers nothing.
+func TestRabbitMQDoesNotAnswerAJob(t *testing.T) {
+	t.Parallel()
+	q, db := servers(t)
+	linked, l := brokerLink(t, q)
+	publish(t, q, event("id-1"))
+	l.hold(t, down, delivering)
+	first := startJob(t, "first", linked, db)
+	require.Equal(t, 1, first.exit(t))
+	require.Contains(t, first.Tail(1), "no answer within 5s")
+	require.Zero(t, startJob(t, "second", q, db, "CLAIM_TIMEOUT=1m").exit(t))
+	requireDone(t, db, "second", 2)
+	requireQueues(t, q, 0, 0)
+}
+
 // RabbitMQ takes a Job for dead that is not, and gives its message to another.
 func TestTwoJobsWithOneMessage(t *testing.T) {
 	t.Parallel()

@@ -35,6 +35,7 @@ const (
 	stored        = "upserted"   // MongoDB's answer to it
 	marking       = "finishedAt" // the update that marks it as done
 	acknowledging = "\x00\x3c\x00\x50"
+	delivering    = "\x00\x3c\x00\x47" // RabbitMQ's answer to a claim
 )
 
 const holdType = "hold"

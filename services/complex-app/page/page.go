@@ -2,7 +2,7 @@
 // changed, GET /status with the numbers. All of it is in this folder, and only main
 // imports it: to do without a page, delete both.
 //
-// Run looks at the servers once a second and keeps what it finds in the state. The
+// Run polls the servers once a second and keeps what it finds in the state. The
 // handlers answer from the state alone, so a hundred open pages cost no more queries
 // than none:
 //
@@ -54,7 +54,7 @@ func (p *Page) handleEvents(w http.ResponseWriter, r *http.Request) {
 	_, _ = fmt.Fprintf(w, `{"at":%d,"changes":%s}`, time.Now().UnixMilli(), p.state.changes(r.URL.Query()["after"]))
 }
 
-// handleStatus answers with how things were at the last look: GET /status. It is 200
+// handleStatus answers with how things were at the last poll: GET /status. It is 200
 // also when RabbitMQ or MongoDB is down, and says so.
 func (p *Page) handleStatus(w http.ResponseWriter, _ *http.Request) {
 	setJSON(w)

@@ -24,9 +24,9 @@ const (
 	maxBytes   = 300  // of a name, a content, an error, a body, a reason
 	maxAnswers = 16   // encoded at the same time
 
-	// tooOld is the age from which on a look says nothing any more: the server is down.
+	// tooOld is the age from which on a poll says nothing any more: the server is down.
 	tooOld = 5 * interval
-	// overlap is how far back the looks at the records go, for as long after the last
+	// overlap is how far back the polls of the records go, for as long after the last
 	// change: one with an earlier time may become visible after it.
 	overlap = 2 * time.Second
 	// countInterval is how often the records are counted although none has changed.
@@ -81,7 +81,7 @@ type (
 	}
 )
 
-// state is what the looks have found. What changes gets the next sequence number. A
+// state is what the polls have found. What changes gets the next sequence number. A
 // page asks with the last number that it has seen, as a cursor, and gets what has a
 // higher one. Two complex-apps number differently: a cursor names the one that made it.
 type state struct {
@@ -91,11 +91,11 @@ type state struct {
 	seq      uint64
 	wholeSeq uint64 // a page that has seen less than this gets everything
 
-	queueAt, recordsAt time.Time // of the last looks
+	queueAt, recordsAt time.Time // of the last polls
 	queueUp, recordsUp bool
 
 	ready, dead *int // nil when not known
-	lastDead    int  // as counted by the last look
+	lastDead    int  // as counted by the last poll
 	depth       []sample
 	letters     []queue.DeadLetter
 	lettersSeq  uint64
@@ -188,7 +188,7 @@ func (s *state) applyRecords(found []record, all bool, stored *int64) {
 			delete(s.records, r.ID)
 		}
 	}
-	// Read all again when a look may have passed some over, or when somebody has deleted
+	// Read all again when a poll may have passed some over, or when somebody has deleted
 	// some: nothing tells which.
 	s.loaded = all || len(found) < window
 	if stored != nil {
@@ -242,7 +242,7 @@ func (s *state) setDead(letters []queue.DeadLetter) {
 	}
 }
 
-// current returns how things were at the last look.
+// current returns how things were at the last poll.
 func (s *state) current() *Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,11 +12,11 @@ import (
 )
 
 const (
-	// interval is the pause between two looks at a server.
+	// interval is the pause between two polls of a server.
 	interval = time.Second
-	// lookTimeout bounds one look. The longest is the first, which reads all records
+	// pollTimeout bounds one poll. The longest is the first, which reads all records
 	// that the page keeps: up to 64 MB.
-	lookTimeout = 15 * time.Second
+	pollTimeout = 15 * time.Second
 )
 
 type (
@@ -37,18 +37,18 @@ type (
 	}
 )
 
-// Run looks at the servers until ctx ends. Each has its own pace, so that one that
+// Run polls the servers until ctx ends. Each has its own pace, so that one that
 // hangs does not hide the other.
 func (p *Page) Run(ctx context.Context) {
 	defer p.counter.Close()
-	var looks sync.WaitGroup
-	for what, look := range map[string]func(context.Context) error{
-		"messages": p.lookAtQueue, "records": p.lookAtRecords, "dead letters": p.lookAtDead,
+	var polls sync.WaitGroup
+	for what, poll := range map[string]func(context.Context) error{
+		"messages": p.pollQueue, "records": p.pollRecords, "dead letters": p.pollDead,
 	} {
-		looks.Go(func() {
+		polls.Go(func() {
 			for failed := false; ctx.Err() == nil; {
-				limited, cancel := context.WithTimeout(ctx, lookTimeout)
-				err := look(limited)
+				limited, cancel := context.WithTimeout(ctx, pollTimeout)
+				err := poll(limited)
 				cancel()
 				if err != nil && !failed && ctx.Err() == nil {
 					p.log.Warn("the page cannot see the "+what, "reason", err.Error())
@@ -61,11 +61,11 @@ func (p *Page) Run(ctx context.Context) {
 			}
 		})
 	}
-	looks.Wait()
+	polls.Wait()
 }
 
-// lookAtQueue counts the messages.
-func (p *Page) lookAtQueue(ctx context.Context) error {
+// pollQueue counts the messages.
+func (p *Page) pollQueue(ctx context.Context) error {
 	counts, err := p.counter.Count(ctx)
 	if err != nil {
 		p.state.queueDown()
@@ -75,8 +75,8 @@ func (p *Page) lookAtQueue(ctx context.Context) error {
 	return err
 }
 
-// lookAtRecords reads the records that have changed since the last look.
-func (p *Page) lookAtRecords(ctx context.Context) error {
+// pollRecords reads the records that have changed since the last poll.
+func (p *Page) pollRecords(ctx context.Context) error {
 	since, count := p.state.cursor()
 	found, err := p.changedRecords(ctx, since)
 	var stored *int64
@@ -112,9 +112,9 @@ func (p *Page) changedRecords(ctx context.Context, since time.Time) (found []rec
 	return found, nil
 }
 
-// lookAtDead lists the dead letters when that is needed: it takes them out of their
+// pollDead lists the dead letters when that is needed: it takes them out of their
 // queue for a moment.
-func (p *Page) lookAtDead(ctx context.Context) error {
+func (p *Page) pollDead(ctx context.Context) error {
 	if !p.state.needsDead() {
 		return nil
 	}

@@ -63,7 +63,11 @@ func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, er
 		if ctx.Err() != nil { // told to stop: take no message any more
 			return nil, context.Cause(ctx)
 		}
+		late := time.AfterFunc(answerTimeout, func() { _ = c.conn.CloseDeadline(time.Now()) })
 		raw, ok, err := c.ch.Get(c.cfg.Queue, false)
+		if !late.Stop() {
+			return nil, fmt.Errorf("get from %s: no answer within %s", c.cfg.Queue, answerTimeout)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("get from %s: %w", c.cfg.Queue, c.cfg.explain(err))
 		}

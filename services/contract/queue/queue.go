@@ -20,14 +20,14 @@ import (
 const (
 	// A stalled connection is given up after three missed heartbeats.
 	heartbeat = 5 * time.Second
-	// handshakeTimeout bounds dialling with TLS and login, and then the declaration of the
-	// queues; connectTimeout bounds the wait for one address, which may be that of a node
-	// that is cut off; writeTimeout bounds a write to a broker that has stopped reading, as
-	// it does in an alarm.
-	handshakeTimeout = 5 * time.Second
-	connectTimeout   = time.Second
-	writeTimeout     = 5 * time.Second
-	closeTimeout     = 5 * time.Second
+	// answerTimeout bounds dialling with TLS and login, then the declaration of the queues,
+	// and each request for a message; connectTimeout bounds the wait for one address, which
+	// may be that of a node that is cut off; writeTimeout bounds a write to a broker that
+	// has stopped reading, as it does in an alarm.
+	answerTimeout  = 5 * time.Second
+	connectTimeout = time.Second
+	writeTimeout   = 5 * time.Second
+	closeTimeout   = 5 * time.Second
 )
 
 // ErrRefused means that RabbitMQ refuses the login, a permission or the queue's
@@ -89,7 +89,7 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 	if c.TLS {
 		uri.Scheme = "amqps"
 	}
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	var stop func() bool
 	conn, err := amqp.DialConfig(uri.String(), amqp.Config{
@@ -110,7 +110,7 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 		},
 	})
 	if stop != nil && !stop() {
-		err = fmt.Errorf("no login within %s: %w", handshakeTimeout, context.Cause(ctx))
+		err = fmt.Errorf("no login within %s: %w", answerTimeout, context.Cause(ctx))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("RabbitMQ: %w", config.ExplainTLS("RABBITMQ", c.explain(err)))
@@ -179,7 +179,7 @@ func open(ctx context.Context, c Config, name string) (*amqp.Connection, *amqp.C
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTimeout, fmt.Errorf("no answer within %s", handshakeTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, fmt.Errorf("no answer within %s", answerTimeout))
 	defer cancel()
 	// the library's calls know no context: closing the connection ends them
 	stop := context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })

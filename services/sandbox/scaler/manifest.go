@@ -25,7 +25,7 @@ import (
 type ScaledJob struct {
 	Name     string
 	Queue    string
-	Interval time.Duration // between two looks at the queue
+	Interval time.Duration // between two polls of the queue
 	Strategy Strategy
 	// PendingUntilReady makes a Job count as pending until its pod is ready;
 	// otherwise it does until its pod runs.

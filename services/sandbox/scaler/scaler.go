@@ -21,7 +21,7 @@ import (
 	"keda-p2/services/sandbox/process"
 )
 
-// pollTimeout bounds one look at the queue, login included.
+// pollTimeout bounds one poll of the queue, login included.
 const pollTimeout = 15 * time.Second
 
 // Config says what to run.
@@ -118,7 +118,7 @@ func findProgram(command []string, processor string) (string, error) {
 	return path, nil
 }
 
-// Run looks at the queue and starts Jobs until ctx ends. It then stops the
+// Run polls the queue and starts Jobs until ctx ends. It then stops the
 // running Jobs, whose messages go back to the queue, and returns when none is
 // left.
 func (s *Scaler) Run(ctx context.Context) {
@@ -138,7 +138,7 @@ func (s *Scaler) Run(ctx context.Context) {
 	}
 }
 
-// pass is one look at the queue and what follows from it. It counts the Jobs
+// pass is one poll of the queue and what follows from it. It counts the Jobs
 // first: a Job that claims its message in between then delays another one to
 // the next pass. KEDA counts them last, and starts a spare Job in that moment.
 func (s *Scaler) pass(ctx context.Context) {
