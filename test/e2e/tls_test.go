@@ -62,6 +62,12 @@ func (c cluster) rollouts(t *testing.T) {
 	for _, what := range []string{"statefulset/rabbitmq", "statefulset/mongodb", "deployment/complex-app"} {
 		c.Run(t, "kubectl", "rollout", "status", what, "--timeout", "5m")
 	}
+	// Pods with the settings of before may get a request for as long as they are there.
+	tutorial.Eventually(t, patience, func(collect *assert.CollectT) {
+		pods, err := c.Try(t.Context(), "", "kubectl", "get", "pods", "-l", "app.kubernetes.io/name=complex-app", "-o", "jsonpath={.items[*].metadata.deletionTimestamp}")
+		require.NoError(collect, err)
+		require.Empty(collect, pods)
+	})
 }
 
 // line returns the first line with a text.
