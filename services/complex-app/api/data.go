@@ -55,7 +55,8 @@ func (a *api) handleData(w http.ResponseWriter, r *http.Request) error {
 		if started {
 			out.WriteString(",\n")
 		}
-		if err := json.MarshalWrite(&out, record, encoding); err != nil {
+		// a pointer, or the library would copy each record to the heap
+		if err := json.MarshalWrite(&out, &record, encoding); err != nil {
 			a.abort(r, err)
 		}
 		if !started || out.Len() >= flushBytes {
