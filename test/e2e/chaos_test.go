@@ -61,6 +61,8 @@ var faults = map[string]int{
 // with what is there in the end. SEED decides what goes wrong in which order; the
 // cluster decides what it meets.
 func chaos(t *testing.T, c cluster) {
+	kedaStays.Lock()
+	defer kedaStays.Unlock()
 	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("SEED"), "1"), 10, 64)
 	require.NoError(t, err, "SEED")
 	// PROCESSING_TIME: short, but a Job is still at work when a slow kubectl stops it

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +23,10 @@ const (
 	// patience is for what a busy machine may take long for.
 	patience = 5 * time.Minute
 )
+
+// kedaStays is for the tests that count on KEDA's numbers all the time, against those
+// that restart it.
+var kedaStays sync.RWMutex
 
 // TestFailures lets parts of the cluster fail while Jobs work. It restarts the
 // cluster's KEDA, so that no ScaledJob of anybody gets new Jobs for some seconds.
@@ -59,6 +64,8 @@ func (c cluster) keepAllJobs(t *testing.T) {
 func (c cluster) scaledJob() string { return filepath.Join(c.Dir, "deploy", "processor-job.yaml") }
 
 func kedaRestarted(t *testing.T, c cluster) {
+	kedaStays.Lock()
+	defer kedaStays.Unlock()
 	const events = maxJobs + 3
 	c.send(t, numbered("keda", events)...)
 	before := c.waitForRecords(t, patience, func(r []tutorial.Record) bool { return len(r) >= maxJobs })

@@ -35,6 +35,7 @@ type clone struct{ tutorial.Shell }
 // TestBuildImages runs build-images.sh as its users do, with the Docker engine and the
 // registry of REPO. No cluster is needed.
 func TestBuildImages(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, clone)

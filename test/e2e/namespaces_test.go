@@ -15,6 +15,7 @@ import (
 // is the broker that KEDA asks: it runs in a namespace of its own, so an address
 // without the deployment's namespace would start one's Jobs for the other's messages.
 func TestTwoNamespaces(t *testing.T) {
+	t.Parallel()
 	events := map[string]int{"red": 3, "blue": 5}
 	clusters := map[string]cluster{}
 	for team := range events {
