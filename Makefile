@@ -8,6 +8,8 @@ RUN         ?= .
 # The race detector needs a C compiler.
 RACE        := $(shell command -v $$(go env CC) >/dev/null && echo -race)
 MODULES      = $(shell go list -m -f '{{.Dir}}')
+# What only some targets test has a build tag.
+TAGS        := e2e,compose,page,observability,proxy
 # tool runs one of the programs whose versions are in tools/go.mod.
 tool         = "$$(cd $(CURDIR)/tools && GOWORK=off go tool -n $(1))"
 SCRIPTS     := build-images.sh deploy/tls/certificates.sh .ci/run .ci/release test/kind.sh services/complex-app/page/chart/licences
@@ -48,8 +50,8 @@ cover: build ## the tests' coverage, as coverage.html
 .PHONY: lint
 lint: ## formatting, go vet, staticcheck, shellcheck, actionlint, documents
 	@unformatted=$$(gofmt -l services test); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
-	@for tags in '' e2e compose page observability proxy; do go vet -tags "$$tags" work || exit 1; done
-	@for module in $(MODULES); do (cd $$module && $(call tool,staticcheck) -tags e2e,compose,page,observability,proxy ./...) || exit 1; done
+	@go vet -tags $(TAGS) work
+	@for module in $(MODULES); do (cd $$module && $(call tool,staticcheck) -tags $(TAGS) ./...) || exit 1; done
 	@command -v shellcheck >/dev/null || { echo "install shellcheck (Debian: apt-get install shellcheck)"; exit 1; }
 	@shellcheck $(SCRIPTS)
 	@$(call tool,actionlint)

@@ -127,10 +127,16 @@ type node struct {
 	queue queue.Config
 }
 
+// starts bounds the nodes that start at a time. Each needs seconds of a processor: of ten
+// at once on two cores, some need more than the two minutes that a start may take.
+var starts = make(chan struct{}, 2)
+
 func startNode(t *testing.T) node {
 	t.Helper()
 	c := rabbitMQConfig(t.TempDir())
+	starts <- struct{}{}
 	broker, err := infra.StartRabbitMQ(t.Context(), c)
+	<-starts
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	return node{broker, queue.Config{
