@@ -149,8 +149,9 @@ func (s Shell) Try(ctx context.Context, stdin, program string, args ...string) (
 }
 
 // Eventually waits until check passes, and fails the test with what check last
-// complained about when that takes longer than limit.
+// complained about when that takes longer than limit. A check starts programs, on a cluster
+// also one in a pod, so it is not called more often than once a second.
 func Eventually(t *testing.T, limit time.Duration, check func(c *assert.CollectT)) {
 	t.Helper()
-	require.EventuallyWithT(t, check, limit, 500*time.Millisecond)
+	require.EventuallyWithT(t, check, limit, time.Second)
 }
