@@ -93,7 +93,7 @@ test-page: build ## the page in a headless Chromium; PICTURES=folder keeps what 
 
 .PHONY: e2e
 e2e: ## the tutorial and more on the cluster of KUBECONFIG, with the registry REPO, LOGIN, PASSWORD: RUN=TestName SKIP=TestName
-	@cd test && go test -tags e2e -count=1 -timeout 90m -parallel 2 -v -run '$(RUN)' $(if $(SKIP),-skip '$(SKIP)') ./e2e
+	@cd test && go test -tags e2e -count=1 -timeout 90m -parallel 3 -v -run '$(RUN)' $(if $(SKIP),-skip '$(SKIP)') ./e2e
 
 .PHONY: e2e-compose
 e2e-compose: ## the tutorial's five events with Docker Compose

@@ -31,9 +31,15 @@ type cluster struct {
 	namespace string
 }
 
+// places bounds the namespaces at a time to what a small cluster has room for: two cores,
+// and six volumes that were made by hand.
+var places = make(chan struct{}, 3)
+
 // newCluster makes both, and removes them when the test ends.
 func newCluster(t *testing.T) cluster {
 	t.Helper()
+	places <- struct{}{}
+	t.Cleanup(func() { <-places })
 	for _, name := range []string{"KUBECONFIG", "REPO", "LOGIN", "PASSWORD"} {
 		require.NotEmpty(t, os.Getenv(name), "set %s: this test needs KUBECONFIG, a cluster with KEDA, and REPO, LOGIN and PASSWORD, a registry that the cluster can pull from", name)
 	}

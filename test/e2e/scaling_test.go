@@ -12,12 +12,9 @@ import (
 )
 
 // TestScaling counts: a Job for each message, and with a Deployment in the
-// ScaledJob's place no message lost or worked on twice. KEDA stays: without its numbers the
-// HPA would not scale.
+// ScaledJob's place no message lost or worked on twice.
 func TestScaling(t *testing.T) {
 	t.Parallel()
-	kedaStays.RLock()
-	defer kedaStays.RUnlock()
 	inOrder(t, []step{
 		{"the images are built and pushed", images},
 		{"RabbitMQ and MongoDB start", infrastructure},
@@ -37,7 +34,10 @@ func oneJobEach(t *testing.T, c cluster) {
 	}
 }
 
+// deploymentInstead needs KEDA all the time: without its numbers the HPA would not scale.
 func deploymentInstead(t *testing.T, c cluster) {
+	kedaStays.RLock()
+	defer kedaStays.RUnlock()
 	// else the HPA would know no number, and leave one pod to do it all
 	c.Run(t, "kubectl", "wait", "--for=condition=Available", "apiservice/v1beta1.external.metrics.k8s.io", "--timeout", "1m")
 	c.Run(t, "kubectl", "delete", "scaledjob", "processor-job")
@@ -54,6 +54,8 @@ func deploymentInstead(t *testing.T, c cluster) {
 // scaleIn has the HPA count waiting messages only: as soon as the last ones are
 // claimed, it stops all pods but one.
 func scaleIn(t *testing.T, c cluster) {
+	kedaStays.RLock()
+	defer kedaStays.RUnlock()
 	r := c.measure(t, "-loads", "thirty", "-variants", "over-amqp")[0]
 	require.Positive(t, r.Interrupted, "no pod was told to stop while it had a message")
 	require.Zero(t, r.Lost)
