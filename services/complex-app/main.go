@@ -19,7 +19,6 @@ import (
 	"keda-p2/services/complex-app/api"
 	"keda-p2/services/complex-app/observe" // optional: observe
 	"keda-p2/services/complex-app/page"    // optional: page
-	"keda-p2/services/contract"
 	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
@@ -29,10 +28,7 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-const (
-	indexRetry        = 2 * time.Second
-	mongoCloseTimeout = 5 * time.Second
-)
+const indexRetry = 2 * time.Second
 
 func main() {
 	showVersion := flag.Bool("version", false, "print the version and exit")
@@ -83,10 +79,8 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 
 	publisher := queue.NewPublisher(s.RabbitMQ, "complex-app", s.ConfirmTimeout, log)
 	deadLetters := queue.NewDeadLetters(s.RabbitMQ, "complex-app's dead letters")
-	var (
-		events      eventPublisher = publisher
-		middlewares []func(http.Handler) http.Handler
-	)
+	var events api.Publisher = publisher
+	var middlewares []func(http.Handler) http.Handler
 	registry := observe.NewRegistry()                                            // optional: observe
 	events = observe.NewPublisher(publisher, s.RabbitMQ.Queue, registry, traces) // optional: observe
 	middlewares = append(middlewares, observe.HTTP(registry, traces))            // optional: observe
@@ -104,7 +98,13 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	running.Go(func() { createIndexes(background, store, log) })
 	running.Go(func() { view.Run(background) }) // optional: page
 
-	adminRoutes := newAdminRouter(router)
+	// The health and the metrics have a port of their own, which no Service names: they are
+	// for the cluster and not for clients. It answers as long as the process lives, also
+	// while requests in flight end. This is not chi's router: the API's would take its routes
+	// for part of their own.
+	adminRoutes := http.NewServeMux()
+	adminRoutes.Handle("GET /healthz", router)
+	adminRoutes.Handle("GET /readyz", router)
 	adminRoutes.Handle("GET /metrics", observe.Handler(registry)) // optional: observe
 	server, admin := newServer(router, log), newServer(adminRoutes, log)
 	failed := make(chan error, 2)
@@ -120,46 +120,35 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	case <-ctx.Done():
 		log.Info("shutting down", "reason", context.Cause(ctx).Error())
 	}
+	finishing, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.ShutdownTimeout)
+	defer cancel()
 	// Each step needs those after it: requests in flight still publish and read.
 	for _, step := range []struct {
-		name    string
-		timeout time.Duration
-		stop    func(context.Context) error
+		name string
+		stop func() error
 	}{
-		{"finish the requests in flight", s.ShutdownTimeout, server.Shutdown},
-		{"close the connections that remain", 0, func(context.Context) error { return server.Close() }},
-		{"end what runs beside them, and RabbitMQ's connections", 0, func(context.Context) error {
+		{"finish the requests in flight", func() error { return server.Shutdown(finishing) }},
+		{"close the connections that remain", server.Close},
+		{"end what runs beside them, and RabbitMQ's connections", func() error {
 			stopBackground()
 			running.Wait()
 			deadLetters.Close()
 			return nil
 		}},
-		{"close MongoDB's connections", mongoCloseTimeout, store.Close},
-		{"end the health checks and metrics", 0, func(context.Context) error { return admin.Close() }},
-		{"deliver the traces", 0, func(context.Context) error { traces.Stop(); return nil }},
+		{"close MongoDB's connections", store.Close},
+		{"end the health checks and metrics", admin.Close},
+		{"deliver the traces", func() error { traces.Stop(); return nil }},
 	} {
-		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), step.timeout)
-		if stopping := step.stop(limited); stopping != nil {
+		if stopping := step.stop(); stopping != nil {
 			err = errors.Join(err, fmt.Errorf("%s: %w", step.name, stopping))
 		}
-		cancel()
 	}
 	return err
 }
 
-// eventPublisher is what the API needs, with metrics and traces around it or without.
-type eventPublisher interface {
-	Publish(context.Context, contract.Message) error
-	Connects() uint64
-}
-
 // createIndexes tries until MongoDB is there and has them.
 func createIndexes(ctx context.Context, store *records.Store, log *slog.Logger) {
-	for {
-		err := store.CreateIndexes(ctx)
-		if err == nil || ctx.Err() != nil {
-			return
-		}
+	for err := store.CreateIndexes(ctx); err != nil && ctx.Err() == nil; err = store.CreateIndexes(ctx) {
 		log.Warn("no indexes in MongoDB yet, will try again", "reason", err.Error(), "in", indexRetry.String())
 		select {
 		case <-time.After(indexRetry):

@@ -2,12 +2,12 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
 	"time"
 
+	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 	"keda-p2/services/telemetry"
@@ -39,22 +39,18 @@ type settings struct {
 
 // Validate names every problem.
 func (s *settings) Validate() error {
-	problems := []error{s.RabbitMQ.Validate(), s.MongoDB.Validate()}
-	if s.ConfirmTimeout <= 0 {
-		problems = append(problems, errors.New("CONFIRM_TIMEOUT: is not positive"))
-	}
-	if s.ShutdownTimeout <= 0 {
-		problems = append(problems, errors.New("SHUTDOWN_TIMEOUT: is not positive"))
+	problems := []error{
+		s.RabbitMQ.Validate(), s.MongoDB.Validate(),
+		config.Check(s.ConfirmTimeout > 0, "CONFIRM_TIMEOUT: is not positive"),
+		config.Check(s.ShutdownTimeout > 0, "SHUTDOWN_TIMEOUT: is not positive"),
 	}
 	for _, origin := range s.TrustedOrigins {
-		if http.NewCrossOriginProtection().AddTrustedOrigin(origin) != nil {
-			problems = append(problems, fmt.Errorf("TRUSTED_ORIGINS: %q is not an origin; write https://demo.example, and a comma between two", origin))
-		}
+		err := http.NewCrossOriginProtection().AddTrustedOrigin(origin)
+		problems = append(problems, config.Check(err == nil, "TRUSTED_ORIGINS: %q is not an origin; write https://demo.example, and a comma between two", origin))
 	}
 	for _, host := range s.AllowedHosts {
-		if host == "" || strings.ContainsAny(host, ":/ ") {
-			problems = append(problems, fmt.Errorf("ALLOWED_HOSTS: %q is not a name; write demo.example without a port, and a comma between two", host))
-		}
+		isName := host != "" && !strings.ContainsAny(host, ":/ ")
+		problems = append(problems, config.Check(isName, "ALLOWED_HOSTS: %q is not a name; write demo.example without a port, and a comma between two", host))
 	}
 	return errors.Join(problems...)
 }

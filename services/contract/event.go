@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
 )
 
 // MaxEventBytes bounds an event: its name and content together, in bytes.
@@ -43,6 +44,9 @@ type Message struct {
 	Trace map[string]string
 }
 
+// NewID returns an id for a message.
+func NewID() string { return uuid.Must(uuid.NewV7()).String() } // it fails only without randomness, and then so does Go
+
 // Validate returns an ErrInvalid when the event has no name, is not UTF-8 or is
 // longer than MaxEventBytes. An empty content is valid.
 func (e Event) Validate() error {
@@ -66,33 +70,25 @@ func (e Event) Encode() ([]byte, error) { return json.Marshal(e) }
 // Decode reads one valid event from a request. An unknown field is an error:
 // a misspelt one would be lost silently.
 func Decode(body []byte) (Event, error) {
-	var e Event
-	if err := unmarshal(body, &e, json.RejectUnknownMembers(true)); err != nil {
-		return Event{}, err
-	}
-	return e, e.Validate()
+	return decode(body, json.RejectUnknownMembers(true))
 }
 
 // DecodeMessage reads one valid event from a message. It ignores unknown fields: a
 // producer that was upgraded first must not fill the dead-letter queue.
 func DecodeMessage(body []byte) (Event, error) {
-	var e Event
-	if err := unmarshal(body, &e); err != nil {
-		return Event{}, err
-	}
-	return e, e.Validate()
+	return decode(body)
 }
 
-// unmarshal reads exactly one JSON value. The library refuses duplicate names,
+// decode reads exactly one JSON value. The library refuses duplicate names,
 // names in another case, invalid UTF-8 and half surrogate pairs, all of which
 // encoding/json would change or drop silently. A byte order mark is ignored, as
 // RFC 8259 allows.
-func unmarshal(body []byte, into any, options ...json.Options) error {
+func decode(body []byte, options ...json.Options) (e Event, err error) {
 	body = bytes.TrimPrefix(body, []byte("\ufeff"))
-	if err := json.Unmarshal(body, into, options...); err != nil {
-		return fmt.Errorf("%w: %s", ErrInvalid, explain(err))
+	if err := json.Unmarshal(body, &e, options...); err != nil {
+		return Event{}, fmt.Errorf("%w: %s", ErrInvalid, explain(err))
 	}
-	return nil
+	return e, e.Validate()
 }
 
 // explain describes a decoding error without naming a Go type.

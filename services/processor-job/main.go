@@ -29,9 +29,6 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-// closeTimeout bounds the end of MongoDB's connections.
-const closeTimeout = time.Second
-
 func main() {
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
@@ -72,28 +69,24 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	defer store.Close() //nolint:errcheck // nothing is in flight any more
 	defer func() {
-		closed := make(chan struct{})
-		go func() { defer close(closed); closeStore(store) }() // at the same time
 		if closing := consumer.Close(); closing != nil && err == nil {
 			err = fmt.Errorf("close the connection to RabbitMQ: %w", closing)
 		}
-		<-closed
 	}()
 
 	p := processor{store: store, work: s.work, job: s.PodName, workTimeout: s.WorkTimeout, retryTimeout: s.RetryTimeout, log: log}
 	var process func(context.Context, delivery, time.Time) outcome = p.process
 	process = traced(p, traces, s.RabbitMQ.Queue, s.MongoDB.Collection) // optional: trace.go
-	working, cancel := workingContext(ctx, s.StopGrace, consumer)
-	defer cancel()
+	working := workingContext(ctx, s.StopGrace, consumer)
 	if s.stays() {
 		probe.setReady() // a long-running worker is ready once it is connected
 	}
-	for taken := 0; s.stays() || taken < s.Messages; taken++ {
+	for taken := 0; s.stays() || taken < s.Messages; taken, began = taken+1, time.Now() {
 		d, err := consumer.Claim(ctx, s.ClaimTimeout)
 		switch {
 		case s.stays() && errors.Is(err, queue.ErrEmpty):
-			began = time.Now()
 			continue
 		case s.stays() && ctx.Err() != nil:
 			log.Info("told to stop, with no message at hand", "reason", context.Cause(ctx).Error())
@@ -106,7 +99,6 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 		}
 		probe.setReady()
 		o := process(working, d, began)
-		began = time.Now() // to look for the next one
 		if s.stays() && (o == retried || o == deadLettered) {
 			continue // this message has failed, others may not
 		}
@@ -117,31 +109,19 @@ func run(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	return nil
 }
 
-func closeStore(store *records.Store) {
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	_ = store.Close(ctx) // nothing is in flight any more
-}
-
 // workingContext returns the context of the message at hand. It outlives ctx, which
 // ends with SIGTERM, by the given time. It ends at once when the connection does,
 // because RabbitMQ then gives the message to another worker.
-func workingContext(ctx context.Context, grace time.Duration, consumer *queue.Consumer) (context.Context, func()) {
+func workingContext(ctx context.Context, grace time.Duration, consumer *queue.Consumer) context.Context {
 	working, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		time.AfterFunc(grace, func() { cancel(context.Cause(ctx)) })
+	})
 	go func() {
-		select {
-		case <-consumer.Lost():
-			cancel(errors.New("the connection to RabbitMQ was lost, another worker gets the message"))
-		case <-ctx.Done():
-			select {
-			case <-time.After(grace):
-				cancel(context.Cause(ctx))
-			case <-working.Done():
-			}
-		case <-working.Done():
-		}
+		<-consumer.Lost() // also when it is closed
+		cancel(errors.New("the connection to RabbitMQ was lost, another worker gets the message"))
 	}()
-	return working, func() { cancel(nil) }
+	return working
 }
 
 // connect connects to MongoDB and RabbitMQ and starts the probe, all at once. No
@@ -171,7 +151,7 @@ func connect(ctx context.Context, s settings, p *probe, log *slog.Logger) (store
 			_ = consumer.Close() // nothing is claimed
 		}
 		if store != nil {
-			closeStore(store)
+			_ = store.Close()
 		}
 		return nil, nil, err
 	}

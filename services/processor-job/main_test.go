@@ -135,7 +135,7 @@ func stored(t *testing.T, db records.Config) []records.Record {
 	t.Helper()
 	s, err := records.Open(db, t.Name())
 	require.NoError(t, err)
-	defer s.Close(t.Context())
+	defer s.Close()
 	var all []records.Record
 	for r, err := range s.List(t.Context(), records.Query{}) {
 		require.NoError(t, err)

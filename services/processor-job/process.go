@@ -116,8 +116,7 @@ var (
 // runWork returns work's error. It does not wait for ever for work that ignores the
 // end of its context.
 func (p processor) runWork(ctx context.Context, m contract.Message) error {
-	tooLong := fmt.Errorf("took longer than %s", p.workTimeout)
-	ctx, cancel := context.WithTimeoutCause(ctx, p.workTimeout, tooLong)
+	ctx, cancel := context.WithTimeoutCause(ctx, p.workTimeout, fmt.Errorf("took longer than %s", p.workTimeout))
 	defer cancel()
 	returned := make(chan error, 1)
 	go func() {
@@ -129,23 +128,20 @@ func (p processor) runWork(ctx context.Context, m contract.Message) error {
 		}()
 		returned <- p.work(ctx, m)
 	}()
+	var err error
 	select {
-	case err := <-returned:
-		if err != nil && ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return err
+	case err = <-returned:
 	case <-ctx.Done():
-	}
-	select {
-	case err := <-returned:
-		if err == nil || errors.Is(err, errPanic) {
-			return err // done just in time
+		select {
+		case err = <-returned:
+		case <-time.After(stopPatience):
+			return fmt.Errorf("%w: %w", context.Cause(ctx), errStuck)
 		}
-		return context.Cause(ctx)
-	case <-time.After(stopPatience):
-		return fmt.Errorf("%w: %w", context.Cause(ctx), errStuck)
 	}
+	if err == nil || ctx.Err() == nil || errors.Is(err, errPanic) {
+		return err // nil also when it was done just in time
+	}
+	return context.Cause(ctx)
 }
 
 // permanentError is an error of work that trying again would not mend.
@@ -164,8 +160,7 @@ func permanent(err error) error {
 // fail gives the message its next attempt, or gives it up after the last one.
 func (p processor) fail(ctx context.Context, d delivery, reason error) outcome {
 	status, settle := records.Retrying, p.retryMessage
-	var forGood permanentError
-	if errors.As(reason, &forGood) || d.LastAttempt() {
+	if _, forGood := errors.AsType[permanentError](reason); forGood || d.LastAttempt() {
 		status, settle = records.Failed, p.deadLetter
 	}
 	if err := p.retryStore(ctx, func(ctx context.Context) error { return p.store.Fail(ctx, d.ID(), status, reason.Error()) }); err != nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"keda-p2/services/contract/config"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 	"keda-p2/services/telemetry"
@@ -45,25 +46,17 @@ func (s *settings) stays() bool { return s.Messages == 0 }
 
 // Validate names every problem and fills in the pod's name.
 func (s *settings) Validate() error {
-	problems := []error{s.RabbitMQ.Validate(), s.MongoDB.Validate(), s.workSettings.Validate()}
-	if s.WorkTimeout <= 0 {
-		problems = append(problems, errors.New("WORK_TIMEOUT: is not positive"))
-	}
-	if s.RetryTimeout <= 0 {
-		problems = append(problems, errors.New("RETRY_TIMEOUT: is not positive"))
-	}
-	if s.ClaimTimeout < 0 {
-		problems = append(problems, errors.New("CLAIM_TIMEOUT: is negative"))
-	}
-	if s.StopGrace < 0 {
-		problems = append(problems, errors.New("STOP_GRACE: is negative"))
-	}
-	if s.Messages < 0 {
-		problems = append(problems, errors.New("MESSAGES: is negative"))
-	}
+	var noName error
 	if s.PodName == "" {
-		host, err := os.Hostname()
-		s.PodName, problems = host, append(problems, err)
+		s.PodName, noName = os.Hostname()
 	}
-	return errors.Join(problems...)
+	return errors.Join(
+		s.RabbitMQ.Validate(), s.MongoDB.Validate(), s.workSettings.Validate(),
+		config.Check(s.WorkTimeout > 0, "WORK_TIMEOUT: is not positive"),
+		config.Check(s.RetryTimeout > 0, "RETRY_TIMEOUT: is not positive"),
+		config.Check(s.ClaimTimeout >= 0, "CLAIM_TIMEOUT: is negative"),
+		config.Check(s.StopGrace >= 0, "STOP_GRACE: is negative"),
+		config.Check(s.Messages >= 0, "MESSAGES: is negative"),
+		noName,
+	)
 }

@@ -33,10 +33,10 @@ func traced(p processor, provider trace.TracerProvider, queue, collection string
 		m, _ := d.Message() // of one that cannot be decoded, the trace is there all the same
 		ctx = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier(m.Trace))
 		ctx, span := t.Start(ctx, "process "+queue, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithTimestamp(began),
-			t.messaging("process", attribute.String("messaging.message.id", m.ID),
+			t.messaging("process", "process", attribute.String("messaging.message.id", m.ID),
 				attribute.Int("keda_p2.attempt", d.Attempt()), attribute.String("k8s.pod.name", p.job)))
 		defer span.End()
-		_, receive := t.Start(ctx, "receive "+queue, trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(began), t.messaging("receive"))
+		_, receive := t.Start(ctx, "receive "+queue, trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(began), t.messaging("receive", "receive"))
 		receive.End()
 		o := p.process(ctx, tracedDelivery{d, ctx, t}, began)
 		span.SetAttributes(attribute.String("keda_p2.outcome", string(o)))
@@ -47,11 +47,7 @@ func traced(p processor, provider trace.TracerProvider, queue, collection string
 	}
 }
 
-func (t tracer) messaging(operation string, more ...attribute.KeyValue) trace.SpanStartEventOption {
-	kind := operation
-	if kind != "process" && kind != "receive" {
-		kind = "settle"
-	}
+func (t tracer) messaging(operation, kind string, more ...attribute.KeyValue) trace.SpanStartEventOption {
 	return trace.WithAttributes(append(more,
 		attribute.String("messaging.system", "rabbitmq"),
 		attribute.String("messaging.operation.name", operation),
@@ -111,5 +107,5 @@ func (d tracedDelivery) DeadLetter(ctx context.Context, reason, job string) erro
 }
 
 func (d tracedDelivery) settle(operation string, f func() error) error {
-	return d.t.step(d.ctx, operation+" "+d.t.queue, trace.SpanKindClient, func(context.Context) error { return f() }, d.t.messaging(operation))
+	return d.t.step(d.ctx, operation+" "+d.t.queue, trace.SpanKindClient, func(context.Context) error { return f() }, d.t.messaging(operation, "settle"))
 }

@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,10 +70,7 @@ func StartTraces(ctx context.Context, service, version string, log *slog.Logger)
 // variable reads one of OTLP's variables: the one for traces wins over the one for all
 // signals.
 func variable(name string) string {
-	if value := strings.TrimSpace(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_" + name)); value != "" {
-		return value
-	}
-	return strings.TrimSpace(os.Getenv("OTEL_EXPORTER_OTLP_" + name))
+	return cmp.Or(strings.TrimSpace(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_"+name)), strings.TrimSpace(os.Getenv("OTEL_EXPORTER_OTLP_"+name)))
 }
 
 // newExporter checks what the library does not: with an endpoint that it cannot parse
@@ -138,8 +136,7 @@ var secrets = regexp.MustCompile(`(?s) to https?://[^\s"]*[^\s":]|:? \(?body: .*
 
 // reason returns an error's text without secrets.
 func reason(err error) string {
-	var failed *url.Error
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*url.Error](err); ok {
 		if failed.Op == "parse" {
 			return "not a URL"
 		}

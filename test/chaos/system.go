@@ -336,7 +336,7 @@ func (s *system) stored(ctx context.Context) (all []records.Record, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer store.Close(context.WithoutCancel(ctx))
+	defer store.Close()
 	for r, err := range store.List(ctx, records.Query{}) {
 		if err != nil {
 			return nil, err

@@ -271,7 +271,7 @@ func read(db records.Config) (found []records.Record, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer s.Close(context.Background()) //nolint:errcheck // nothing is in flight
+	defer s.Close() //nolint:errcheck // nothing is in flight
 	for r, err := range s.List(context.Background(), records.Query{}) {
 		if err != nil {
 			return nil, err

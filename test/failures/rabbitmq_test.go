@@ -469,7 +469,7 @@ func TestTheQueueOfAnEarlierVersion(t *testing.T) {
 
 	store, err := records.Open(db, t.Name())
 	require.NoError(t, err)
-	defer store.Close(t.Context())
+	defer store.Close()
 	for range 2 { // as the earlier version's workers do
 		d, ok, err := ch.Get(q.Queue, false)
 		require.NoError(t, err)

@@ -96,7 +96,7 @@ func (w *worker) records(t *testing.T) (all []records.Record) {
 	t.Helper()
 	s, err := records.Open(w.db, t.Name())
 	require.NoError(t, err)
-	defer s.Close(t.Context())
+	defer s.Close()
 	for r, err := range s.List(t.Context(), records.Query{}) {
 		require.NoError(t, err)
 		all = append(all, r)

@@ -17,7 +17,8 @@ import (
 	"keda-p2/services/contract/records"
 )
 
-type publisher interface {
+// Publisher is a queue.Publisher, or one with metrics and traces around it.
+type Publisher interface {
 	Publish(context.Context, contract.Message) error
 	Connects() uint64
 }
@@ -34,7 +35,7 @@ type deadLetters interface {
 }
 
 type api struct {
-	publisher         publisher
+	publisher         Publisher
 	store             store
 	dead              deadLetters
 	looks             singleflight.Group // at the dead letters
@@ -54,10 +55,10 @@ const (
 
 // New returns the router of all routes. Requests pass through the middlewares first.
 // The pages of the origins may send requests too. No hosts means that all are allowed.
-func New(p publisher, s store, d deadLetters, log *slog.Logger, origins, hosts []string, middlewares ...func(http.Handler) http.Handler) chi.Router {
+func New(p Publisher, s store, d deadLetters, log *slog.Logger, origins, hosts []string, middlewares ...func(http.Handler) http.Handler) chi.Router {
 	a := &api{publisher: p, store: s, dead: d, log: log,
-		rabbitMQ: &outage{server: rabbitMQ, log: log, signs: []error{queue.ErrUnavailable, queue.ErrUnconfirmed}},
-		mongoDB:  &outage{server: mongoDB, log: log, signs: []error{errStore}}}
+		rabbitMQ: &outage{server: "RabbitMQ", log: log, signs: []error{queue.ErrUnavailable, queue.ErrUnconfirmed}},
+		mongoDB:  &outage{server: "MongoDB", log: log, signs: []error{errStore}}}
 	// another site's page could make a visitor's browser submit a form here (CSRF)
 	sameOrigin := http.NewCrossOriginProtection()
 	for _, origin := range origins {
@@ -68,12 +69,12 @@ func New(p publisher, s store, d deadLetters, log *slog.Logger, origins, hosts [
 	r := chi.NewRouter()
 	r.Use(middlewares...)
 	r.Use(middleware.GetHead, a.onlyUnder(hosts), sameOrigin.Handler)
-	r.With(throttle(maxSends)).Post("/send", a.answer(a.handleSend))
-	r.With(throttle(maxBatches)).Post("/send/batch", a.answer(a.handleSendBatch))
-	r.With(throttle(maxReaders)).Get("/data", a.answer(a.handleData))
+	r.With(a.throttle(maxSends)).Post("/send", a.answer(a.handleSend))
+	r.With(a.throttle(maxBatches)).Post("/send/batch", a.answer(a.handleSendBatch))
+	r.With(a.throttle(maxReaders)).Get("/data", a.answer(a.handleData))
 	r.Get("/dead-letters", a.answer(a.handleDeadLetters))
-	r.Delete("/dead-letters", a.answer(a.handleDiscard))
-	r.Post("/dead-letters/redrive", a.answer(a.handleRedrive))
+	r.Delete("/dead-letters", a.handleRemove(deadLetters.Discard, "discarded", "discarded"))
+	r.Post("/dead-letters/redrive", a.handleRemove(deadLetters.Redrive, "redriven", "sent back"))
 	r.Get("/healthz", a.answer(a.handleHealthz))
 	r.Get("/readyz", a.answer(a.handleReadyz))
 	r.Get("/openapi.yaml", a.answer(a.handleOpenAPI))

@@ -70,7 +70,7 @@ func (a *api) handleSendBatch(w http.ResponseWriter, r *http.Request) error {
 		case err != nil:
 			errs[i] = err
 		case failing.Err() != nil: // do not let each line wait for the same timeout
-			errs[i] = unsent{m.ID, queue.ErrUnavailable}
+			errs[i] = unsent(m.ID, queue.ErrUnavailable)
 		default:
 			publishing.Go(func() error {
 				errs[i] = a.publish(r.Context(), m)
@@ -113,7 +113,7 @@ func readLines(w http.ResponseWriter, r *http.Request) ([][]byte, error) {
 		return nil, badRequest("the events of a batch are in the body; this path takes no parameters")
 	}
 	setReadDeadline(w, time.Now().Add(batchReadTimeout))
-	body, _, err := readBody(w, r, maxBatchBytes, batchType)
+	body, _, err := readInput(w, r, maxBatchBytes, batchType)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func readLine(line []byte, key string, number int) (contract.Message, error) {
 	}
 	id := fmt.Sprintf("%s-%d", key, number)
 	if key == "" {
-		id, err = newID()
+		id = contract.NewID()
 	}
-	return contract.Message{Event: event, ID: id, SentAt: time.Now()}, err
+	return contract.Message{Event: event, ID: id, SentAt: time.Now()}, nil
 }

@@ -28,11 +28,9 @@ func (a *api) handleData(w http.ResponseWriter, r *http.Request) error {
 	}
 	var out bytes.Buffer
 	started := false
+	w.Header().Set("Content-Type", jsonType) // an error sets its own
 	flush := func() error {
 		setWriteDeadline(w)
-		if !started {
-			w.Header().Set("Content-Type", jsonType)
-		}
 		_, err := out.WriteTo(w)
 		if err == nil && !started {
 			_ = http.NewResponseController(w).Flush() // the client sees the first record at once

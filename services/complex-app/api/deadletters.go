@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,64 +40,46 @@ func (a *api) handleDeadLetters(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if len(ids) > 0 {
-		if jobs, err := a.store.Jobs(ctx, ids); err == nil {
-			for i, d := range dead {
-				if d.Job == "" {
-					dead[i].Job = jobs[d.ID]
-				}
-			}
+		jobs, _ := a.store.Jobs(ctx, ids)
+		for i, d := range dead {
+			dead[i].Job = cmp.Or(d.Job, jobs[d.ID])
 		}
 	}
 	return writeJSON(w, http.StatusOK, jsonType, dead)
 }
 
-// handleRedrive sends all dead letters back to the queue, or the one with the id in the
-// query or in a form: POST /dead-letters/redrive?id=….
-func (a *api) handleRedrive(w http.ResponseWriter, r *http.Request) error {
-	return a.removeDead(w, r, a.dead.Redrive, "redriven", "sent back")
-}
-
-// handleDiscard removes all dead letters, or the one with the id:
-// DELETE /dead-letters?id=….
-func (a *api) handleDiscard(w http.ResponseWriter, r *http.Request) error {
-	return a.removeDead(w, r, a.dead.Discard, "discarded", "discarded")
-}
-
-// removeDead answers with how many it removed, also when it was cut short.
-func (a *api) removeDead(w http.ResponseWriter, r *http.Request, remove func(context.Context, string) (int, error), member, verb string) error {
-	id, err := whichDead(w, r)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
-	defer cancel()
-	n, err := remove(ctx, id)
-	a.rabbitMQ.note(r.Context(), err)
-	switch {
-	case errors.Is(err, queue.ErrNoDeadLetter):
-		return err
-	case err != nil:
-		p := newProblem(err)
-		p.Detail, p.Done = fmt.Sprintf("%d dead letters were %s; then %s", n, verb, p.Detail), &n
-		return fmt.Errorf("%w: %w", p, err)
-	}
-	return writeJSON(w, http.StatusOK, jsonType, map[string]int{member: n})
+// handleRemove sends all dead letters back to the queue, or the one with the id in the
+// query or in a form: POST /dead-letters/redrive?id=…. Or it discards them:
+// DELETE /dead-letters?id=…. It answers with how many, also when it was cut short.
+func (a *api) handleRemove(remove func(deadLetters, context.Context, string) (int, error), member, verb string) http.HandlerFunc {
+	return a.answer(func(w http.ResponseWriter, r *http.Request) error {
+		id, err := whichDead(w, r)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
+		defer cancel()
+		n, err := remove(a.dead, ctx, id)
+		a.rabbitMQ.note(r.Context(), err)
+		switch {
+		case errors.Is(err, queue.ErrNoDeadLetter):
+			return err
+		case err != nil:
+			p := newProblem(err)
+			p.Detail, p.Done = fmt.Sprintf("%d dead letters were %s; then %s", n, verb, p.Detail), &n
+			return fmt.Errorf("%w: %w", p, err)
+		}
+		return writeJSON(w, http.StatusOK, jsonType, map[string]int{member: n})
+	})
 }
 
 // whichDead returns the id of the one dead letter that is meant, or "" for all.
 func whichDead(w http.ResponseWriter, r *http.Request) (string, error) {
-	encoded := r.URL.RawQuery
-	body, _, err := readBody(w, r, maxRequestBytes, formType)
+	input, _, err := readInput(w, r, maxRequestBytes, formType)
 	if err != nil {
 		return "", err
 	}
-	if body != nil {
-		if encoded != "" {
-			return "", badRequest("give the id in the query or in the body, not in both")
-		}
-		encoded = string(body)
-	}
-	values, err := parseParameters(encoded, "id")
+	values, err := parseParameters(string(input), "id")
 	if err != nil {
 		return "", err
 	}

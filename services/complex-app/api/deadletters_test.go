@@ -65,7 +65,7 @@ func TestRedrive(t *testing.T) {
 
 	require.Equal(t, http.StatusOK, request(t, http.MethodPost, url, form, "id=b").status) // curl -d id=b
 	require.Equal(t, "b", d.id)
-	requireProblem(t, request(t, http.MethodPost, url+"?id=a", form, "id=b"), http.StatusBadRequest, "not in both")
+	requireProblem(t, request(t, http.MethodPost, url+"?id=a", form, "id=b"), http.StatusBadRequest, "a query and a body")
 	requireProblem(t, request(t, http.MethodPost, url, asJSON, `{"id":"b"}`), http.StatusUnsupportedMediaType, "form-urlencoded")
 
 	requireProblem(t, request(t, http.MethodPost, url+"?id=", "", ""), http.StatusBadRequest, "id is empty")

@@ -12,12 +12,11 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
-	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
 
 	"keda-p2/services/contract"
@@ -41,7 +40,7 @@ const (
 func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 {
-			// also for a body that no handler reads, see refuse
+			// also for a body that no handler reads
 			setReadDeadline(w, time.Now().Add(readTimeout))
 		}
 		err := handle(w, r)
@@ -52,18 +51,14 @@ func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http
 		if p.Status == http.StatusInternalServerError && r.Context().Err() == nil {
 			a.log.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "id", p.ID, "reason", err.Error())
 		}
-		refuse(w, r, p)
+		// Read what is left of the body first, as far as it may go: a client that still sends
+		// when the connection is closed would see that and not the answer. One that asks with
+		// "Expect" whether to send does not send it.
+		if r.Header.Get("Expect") == "" && r.ContentLength != 0 {
+			_, _ = io.CopyN(io.Discard, r.Body, maxBatchBytes)
+		}
+		p.write(w)
 	}
-}
-
-// refuse reads what is left of the body first, as far as it may go: a client that still
-// sends when the connection is closed would see that and not the answer. One that asks
-// with "Expect" whether to send does not send it.
-func refuse(w http.ResponseWriter, r *http.Request, p problem) {
-	if r.Header.Get("Expect") == "" && r.ContentLength != 0 {
-		_, _ = io.CopyN(io.Discard, r.Body, maxBatchBytes)
-	}
-	p.write(w)
 }
 
 // onlyUnder refuses requests for other hosts, if there are any: a page of another site
@@ -84,16 +79,16 @@ func (a *api) onlyUnder(hosts []string) func(http.Handler) http.Handler {
 }
 
 // throttle lets n requests through at a time.
-func throttle(n int64) func(http.Handler) http.Handler {
+func (a *api) throttle(n int64) func(http.Handler) http.Handler {
 	places := semaphore.NewWeighted(n)
+	busy := a.answer(func(http.ResponseWriter, *http.Request) error { return errBusy })
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if !places.TryAcquire(1) {
 				ctx, cancel := context.WithTimeout(r.Context(), throttleTimeout)
 				defer cancel()
 				if places.Acquire(ctx, 1) != nil {
-					setReadDeadline(w, time.Now().Add(readTimeout))
-					refuse(w, r, newProblem(errBusy))
+					busy(w, r)
 					return
 				}
 			}
@@ -133,36 +128,40 @@ func write(w http.ResponseWriter, status int, contentType string, body []byte) {
 	_, _ = w.Write(body)
 }
 
-// readBody reads a whole body of one of the given types, or nothing when there is none.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64, types ...string) (body []byte, mediaType string, err error) {
+// readInput reads a whole body of one of the given types, or the query when there is no
+// body: it is written like a form. Both at once would leave one of them out, and is an
+// error.
+func readInput(w http.ResponseWriter, r *http.Request, limit int64, types ...string) (input []byte, mediaType string, err error) {
+	query := r.URL.RawQuery
+	if len(query) > maxRequestBytes {
+		return nil, "", tooLarge("query", maxRequestBytes)
+	}
 	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
 		w.Header().Set("Accept-Encoding", "identity") // RFC 9110, for a 415
-		return nil, "", unsupported("the body is compressed; send it as it is")
+		return nil, "", problem{Status: http.StatusUnsupportedMediaType, Detail: "the body is compressed; send it as it is"}
 	}
 	if r.ContentLength > limit {
 		return nil, "", tooLarge("body", limit)
 	}
-	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	var tooLong *http.MaxBytesError
-	if errors.As(err, &tooLong) {
+	input, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if _, tooLong := errors.AsType[*http.MaxBytesError](err); tooLong {
 		return nil, "", tooLarge("body", limit)
 	}
 	if err != nil {
 		return nil, "", badRequest("the body could not be read to its end")
 	}
 	setReadDeadline(w, time.Time{}) // or it would end the wait for the confirm
-	if len(body) == 0 {
-		return nil, "", nil
+	switch {
+	case len(input) == 0:
+		return []byte(query), formType, nil
+	case query != "":
+		return nil, "", badRequest("the request has a query and a body; give all in one of them")
 	}
 	mediaType, _, err = mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || !slices.Contains(types, mediaType) {
-		return nil, "", unsupported("the Content-Type must be " + strings.Join(types, " or "))
+		return nil, "", problem{Status: http.StatusUnsupportedMediaType, Detail: "the Content-Type must be " + strings.Join(types, " or ")}
 	}
-	return body, mediaType, nil
-}
-
-func unsupported(detail string) error {
-	return problem{Status: http.StatusUnsupportedMediaType, Detail: detail}
+	return input, mediaType, nil
 }
 
 // parseParameters reads a URL-encoded query or form. What is not allowed, or given
@@ -203,20 +202,13 @@ func idempotencyKey(r *http.Request, maxBytes int) (string, error) {
 	return key, nil
 }
 
-func newID() (string, error) {
-	id, err := uuid.NewV7()
-	return id.String(), err
-}
-
 // outage logs when a server becomes unavailable and when it is available again, instead
 // of one line for each request.
 type outage struct {
 	server string
 	log    *slog.Logger
-	signs  []error // the errors that mean an outage
-
-	mu     sync.Mutex
-	failed int // requests since it began, guarded by mu
+	signs  []error      // the errors that mean an outage
+	failed atomic.Int64 // requests since it began
 }
 
 // note takes the error of one use of the server, or nil. It ignores errors that are no
@@ -226,15 +218,11 @@ func (o *outage) note(ctx context.Context, err error) {
 	if err != nil && (ctx.Err() != nil || !slices.ContainsFunc(o.signs, isSign)) {
 		return
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	switch {
-	case err != nil:
-		if o.failed++; o.failed == 1 {
+	if err != nil {
+		if o.failed.Add(1) == 1 {
 			o.log.Error("requests fail because "+o.server+" is not available", "reason", err.Error())
 		}
-	case o.failed > 0:
-		o.log.Info(o.server+" is available again", "failed", o.failed)
-		o.failed = 0
+	} else if n := o.failed.Swap(0); n > 0 {
+		o.log.Info(o.server+" is available again", "failed", n)
 	}
 }

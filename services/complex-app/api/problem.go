@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -32,79 +33,62 @@ func tooLarge(what string, limit int64) error {
 	return problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the %s is longer than %d bytes", what, limit)}
 }
 
-// unsent is an event that was not accepted, or not for certain.
-type unsent struct {
-	id string
-	error
-}
-
-func (e unsent) Unwrap() error { return e.error }
-
 var (
-	errNoSuchPath  = errors.New("there is nothing at this path; POST /send takes an event, POST /send/batch many, GET /data answers with the records, /openapi.yaml describes all")
-	errWrongMethod = errors.New("this path does not take this method; the Allow header names those that it takes")
-	errCrossOrigin = errors.New("a browser sent this for a page of another site; only this service's own page may")
-	errWrongHost   = errors.New("the service does not answer under the name in the Host header; ALLOWED_HOSTS lists those under which it does")
-	errBusy        = errors.New("too many requests of this kind at a time; send it again later")
-	errStore       = errors.New("MongoDB is not available")
+	errNoSuchPath  = problem{Status: http.StatusNotFound, Detail: "there is nothing at this path; POST /send takes an event, POST /send/batch many, GET /data answers with the records, /openapi.yaml describes all"}
+	errWrongMethod = problem{Status: http.StatusMethodNotAllowed, Detail: "this path does not take this method; the Allow header names those that it takes"}
+	errCrossOrigin = problem{Status: http.StatusForbidden, Detail: "a browser sent this for a page of another site; only this service's own page may"}
+	errWrongHost   = problem{Status: http.StatusMisdirectedRequest, Detail: "the service does not answer under the name in the Host header; ALLOWED_HOSTS lists those under which it does"}
+	errBusy        = problem{Status: http.StatusServiceUnavailable, Detail: "too many requests of this kind at a time; send it again later"}
 )
 
-// answers maps errors to answers; the first that matches counts. An empty detail is the
-// error's own text. The others have texts that may name hosts, which are for the log.
+// errStore means that MongoDB does not answer.
+var errStore = errors.New("MongoDB is not available")
+
+// answers maps errors that are no problem to answers; the first that matches counts. An
+// empty detail is the error's own text. The others have texts that may name hosts, which
+// are for the log.
 var answers = []struct {
 	err    error
 	status int
 	detail string
-	unsent string // the detail for an unsent event, when it is another one
 }{
-	{err: contract.ErrInvalid, status: http.StatusBadRequest},
-	{err: records.ErrUnknown, status: http.StatusBadRequest},
-	{err: errCrossOrigin, status: http.StatusForbidden},
-	{err: errNoSuchPath, status: http.StatusNotFound},
-	{err: queue.ErrNoDeadLetter, status: http.StatusNotFound},
-	{err: errWrongMethod, status: http.StatusMethodNotAllowed},
-	{err: errWrongHost, status: http.StatusMisdirectedRequest},
-	{err: errBusy, status: http.StatusServiceUnavailable},
-	{err: queue.ErrCutShort, status: http.StatusServiceUnavailable, detail: "the time was up, perhaps while others were at the dead letters; ask again"},
-	{err: errStore, status: http.StatusServiceUnavailable, detail: "MongoDB is not available; ask again"},
-	{err: queue.ErrUnavailable, status: http.StatusServiceUnavailable, detail: "RabbitMQ is not available; ask again",
-		unsent: "RabbitMQ is not available and the event was not accepted; send it again"},
-	{err: queue.ErrUnconfirmed, status: http.StatusServiceUnavailable, detail: "RabbitMQ is not available; ask again",
-		unsent: "RabbitMQ did not confirm the event, which may have been accepted all the same; send it again with this id as its Idempotency-Key, so that it cannot count twice"},
+	{contract.ErrInvalid, http.StatusBadRequest, ""},
+	{records.ErrUnknown, http.StatusBadRequest, ""},
+	{queue.ErrNoDeadLetter, http.StatusNotFound, ""},
+	{queue.ErrCutShort, http.StatusServiceUnavailable, "the time was up, perhaps while others were at the dead letters; ask again"},
+	{errStore, http.StatusServiceUnavailable, "MongoDB is not available; ask again"},
+	{queue.ErrUnavailable, http.StatusServiceUnavailable, "RabbitMQ is not available; ask again"},
+	{queue.ErrUnconfirmed, http.StatusServiceUnavailable, "RabbitMQ did not confirm the event, which may have been accepted all the same; send it again with this id as its Idempotency-Key, so that it cannot count twice"},
 }
 
 // newProblem returns the answer to an error.
 func newProblem(err error) problem {
 	p := problem{Status: http.StatusInternalServerError, Detail: "internal error; see the server's log"}
-	var event unsent
-	if errors.As(err, &event) {
-		p.ID = event.id
-	}
 	if !errors.As(err, &p) {
 		for _, a := range answers {
-			if !errors.Is(err, a.err) {
-				continue
+			if errors.Is(err, a.err) {
+				p.Status, p.Detail = a.status, cmp.Or(a.detail, err.Error())
+				break
 			}
-			p.Status, p.Detail = a.status, a.detail
-			switch {
-			case p.ID != "" && a.unsent != "":
-				p.Detail = a.unsent
-			case p.Detail == "":
-				p.Detail = err.Error()
-			}
-			break
 		}
 	}
 	p.Type, p.Title = "about:blank", http.StatusText(p.Status)
 	return p
 }
 
-// retryAfter goes with every 503, in seconds.
-const retryAfter = "2"
+// unsent returns the answer for an event that was not accepted, or not for certain.
+func unsent(id string, err error) error {
+	p := newProblem(err)
+	p.ID = id
+	if errors.Is(err, queue.ErrUnavailable) {
+		p.Detail = "RabbitMQ is not available and the event was not accepted; send it again"
+	}
+	return fmt.Errorf("%w: %w", p, err)
+}
 
 func (p problem) write(w http.ResponseWriter) {
 	if p.Status == http.StatusServiceUnavailable {
-		w.Header().Set("Retry-After", retryAfter)
+		w.Header().Set("Retry-After", "2") // seconds
 	}
 	_ = writeJSON(w, p.Status, "application/problem+json", p) // strings and numbers only
 }

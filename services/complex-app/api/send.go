@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"time"
@@ -27,12 +28,10 @@ func (a *api) handleSend(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	id, err := idempotencyKey(r, maxKeyBytes)
-	if err == nil && id == "" {
-		id, err = newID()
-	}
 	if err != nil {
 		return err
 	}
+	id = cmp.Or(id, contract.NewID())
 	if err := a.publish(r.Context(), contract.Message{Event: event, ID: id, SentAt: time.Now()}); err != nil {
 		return err
 	}
@@ -40,41 +39,28 @@ func (a *api) handleSend(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusAccepted, jsonType, accepted{ID: id, Event: event})
 }
 
-// publish returns nil once RabbitMQ has stored the message, and an unsent otherwise. It
+// publish returns nil once RabbitMQ has stored the message, and a problem otherwise. It
 // goes on when the client no longer waits for the answer.
 func (a *api) publish(ctx context.Context, m contract.Message) error {
 	ctx = context.WithoutCancel(ctx)
 	err := a.publisher.Publish(ctx, m)
 	a.rabbitMQ.note(ctx, err)
 	if err != nil {
-		return unsent{m.ID, err}
+		return unsent(m.ID, err)
 	}
 	return nil
 }
 
 // readEvent takes the event from the body, or from the query when there is no body.
-// Both at once would leave one of them out, and is an error.
 func readEvent(w http.ResponseWriter, r *http.Request) (contract.Event, error) {
-	if len(r.URL.RawQuery) > maxRequestBytes {
-		return contract.Event{}, tooLarge("query", maxRequestBytes)
-	}
-	body, mediaType, err := readBody(w, r, maxRequestBytes, jsonType, formType)
-	switch {
-	case err != nil:
+	input, mediaType, err := readInput(w, r, maxRequestBytes, jsonType, formType)
+	if err != nil {
 		return contract.Event{}, err
-	case body == nil:
-		return parseForm(r.URL.RawQuery)
-	case r.URL.RawQuery != "":
-		return contract.Event{}, badRequest("give the event in the query or in the body, not in both")
-	case mediaType == jsonType:
-		return contract.Decode(body)
-	default:
-		return parseForm(string(body))
 	}
-}
-
-func parseForm(encoded string) (contract.Event, error) {
-	values, err := parseParameters(encoded, "name", "content")
+	if mediaType == jsonType {
+		return contract.Decode(input)
+	}
+	values, err := parseParameters(string(input), "name", "content")
 	if err != nil {
 		return contract.Event{}, err
 	}

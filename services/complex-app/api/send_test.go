@@ -92,7 +92,7 @@ func TestSendRefusesBadInput(t *testing.T) {
 		{name: "semicolon", query: "?name=a;content=b", detail: "not URL-encoded"},
 		{name: "unknown field", query: "?name=a&contents=b", detail: `unknown field "contents"`},
 		{name: "a name twice", query: "?name=a&name=b", detail: "name is given more than once"},
-		{name: "query and body", query: "?name=a", contentType: asJSON, body: `{"name":"b"}`, detail: "not in both"},
+		{name: "query and body", query: "?name=a", contentType: asJSON, body: `{"name":"b"}`, detail: "a query and a body"},
 		{name: "not JSON", contentType: asJSON, body: "name=a", detail: "not JSON"},
 		{name: "half a JSON", contentType: asJSON, body: `{"name":`, detail: "ends too early"},
 		{name: "unknown JSON field", contentType: asJSON, body: `{"name":"a","x":1}`, detail: `unknown field "x"`},

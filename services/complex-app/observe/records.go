@@ -79,18 +79,9 @@ func Records(registry prometheus.Registerer, s store, log *slog.Logger) {
 	})
 }
 
-func (c *recordCollector) counts() []prometheus.Collector {
-	return []prometheus.Collector{c.waiting, c.starting, c.processing, c.total, c.redeliveries}
-}
-
-// Describe does not ask MongoDB, which need not be there yet when main calls Records.
-func (c *recordCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, count := range c.counts() {
-		count.Describe(ch)
-	}
-	ch <- c.status
-	ch <- c.newest
-}
+// Describe names no metrics. Prometheus' library then checks them when they are collected,
+// and not when main calls Records: MongoDB need not be there yet.
+func (c *recordCollector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect is called at each scrape. What MongoDB does not answer is left out. What an
 // alert needs comes first: catching up with many records may take all the time.
@@ -106,7 +97,7 @@ func (c *recordCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	c.countFinished(ctx)
-	for _, count := range c.counts() {
+	for _, count := range []prometheus.Collector{c.waiting, c.starting, c.processing, c.total, c.redeliveries} {
 		count.Collect(ch)
 	}
 }

@@ -118,30 +118,21 @@ func newState() *state {
 	return &state{name: rand.Text(), letters: []queue.DeadLetter{}, records: map[string]record{}, changedAt: time.UnixMilli(0)}
 }
 
-// setCounts notes how many messages are where.
-func (s *state) setCounts(n queue.Counts, isUp bool) {
+// setCounts notes how many messages are where, or that RabbitMQ did not answer.
+func (s *state) setCounts(n queue.Counts, isUp bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.queueAt, s.queueUp, s.ready = time.Now(), isUp, &n.Ready
+	s.queueAt, s.queueUp, s.ready = time.Now(), isUp && err == nil, &n.Ready
 	// Reading the dead letters holds them for a moment: a smaller number counts
 	// only when it is there twice.
 	if s.dead == nil || n.Dead > *s.dead || n.Dead == s.lastDead {
 		s.dead = &n.Dead
 	}
 	s.lastDead = n.Dead
-	s.addSample()
-}
-
-// queueDown notes that RabbitMQ does not answer.
-func (s *state) queueDown() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.queueAt, s.queueUp, s.ready, s.dead = time.Now(), false, nil, nil
-	s.addSample()
-}
-
-// addSample adds the queue's depth to its curve when it has changed.
-func (s *state) addSample() {
+	if err != nil {
+		s.ready, s.dead = nil, nil
+	}
+	// the curve gets the queue's depth when it has changed
 	if n := len(s.depth); n == 0 || !equal(s.depth[n-1].Ready, s.ready) {
 		s.seq++
 		s.depth = append(s.depth[max(0, n+1-maxSamples):], sample{At: s.queueAt, Ready: s.ready, seq: s.seq})
@@ -164,12 +155,16 @@ func (s *state) cursor() (since time.Time, count bool) {
 }
 
 // applyRecords takes over records that have changed, or all that there are, and the
-// number of those that are stored, unless it is nil.
-func (s *state) applyRecords(found []record, all bool, stored *int64) {
+// number of those that are stored, unless it is nil. Or it notes that MongoDB did not
+// answer.
+func (s *state) applyRecords(found []record, all bool, stored *int64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now, next := time.Now(), s.seq+1
-	s.recordsAt, s.recordsUp = now, true
+	s.recordsAt, s.recordsUp = now, err == nil
+	if err != nil {
+		return
+	}
 	if all {
 		s.records, s.seq, s.wholeSeq = map[string]record{}, next, next
 	}
@@ -195,13 +190,6 @@ func (s *state) applyRecords(found []record, all bool, stored *int64) {
 		s.loaded = s.loaded && (s.stored == nil || *stored >= *s.stored)
 		s.stored, s.storedAt = stored, now
 	}
-}
-
-// recordsDown notes that MongoDB does not answer.
-func (s *state) recordsDown() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.recordsAt, s.recordsUp = time.Now(), false
 }
 
 // byAge sorts the records in the order in which they are forgotten.
@@ -233,7 +221,8 @@ func (s *state) setDead(letters []queue.DeadLetter) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, d := range letters {
-		letters[i].Body, letters[i].Reason, letters[i].Job = shorten(d.Body), shorten(d.Reason), cmp.Or(d.Job, s.records[d.ID].Job)
+		letters[i].Body, letters[i].Reason = records.Shorten(d.Body, maxBytes), records.Shorten(d.Reason, maxBytes)
+		letters[i].Job = cmp.Or(d.Job, s.records[d.ID].Job)
 	}
 	s.lettersAt = time.Now()
 	if !slices.Equal(letters, s.letters) {
@@ -326,17 +315,11 @@ func (s *state) changesAfter(after uint64) changes {
 
 func newRecord(r records.Record) record {
 	runs := slices.SortedFunc(slices.Values(r.Runs), func(a, b records.Run) int { return a.ClaimedAt.Compare(b.ClaimedAt) })
-	r.Name, r.Content, r.Error, r.Runs = shorten(r.Name), shorten(r.Content), shorten(r.Error), nil
-	return record{Record: r, Runs: runs[max(0, len(runs)-maxRuns):], ChangedAt: r.ChangedAt}
-}
-
-// shorten keeps no more of a long text than is shown, and copies it: a part would keep
-// all of it in memory.
-func shorten(text string) string {
-	if len(text) <= maxBytes {
-		return text
+	for _, text := range []*string{&r.Name, &r.Content, &r.Error} {
+		*text = records.Shorten(*text, maxBytes)
 	}
-	return strings.ToValidUTF8(text[:maxBytes], "") + "…" // half a character may be at the end
+	r.Runs = nil
+	return record{Record: r, Runs: runs[max(0, len(runs)-maxRuns):], ChangedAt: r.ChangedAt}
 }
 
 func equal[T comparable](a, b *T) bool {

@@ -67,11 +67,7 @@ func (p *Page) Run(ctx context.Context) {
 // pollQueue counts the messages.
 func (p *Page) pollQueue(ctx context.Context) error {
 	counts, err := p.counter.Count(ctx)
-	if err != nil {
-		p.state.queueDown()
-	} else {
-		p.state.setCounts(counts, p.publisher.Ready() == nil)
-	}
+	p.state.setCounts(counts, p.publisher.Ready() == nil, err)
 	return err
 }
 
@@ -81,15 +77,10 @@ func (p *Page) pollRecords(ctx context.Context) error {
 	found, err := p.changedRecords(ctx, since)
 	var stored *int64
 	if err == nil && (count || len(found) > 0) {
-		var n int64
-		n, err = p.store.Count(ctx)
-		stored = &n
+		stored = new(int64)
+		*stored, err = p.store.Count(ctx)
 	}
-	if err != nil {
-		p.state.recordsDown()
-	} else {
-		p.state.applyRecords(found, since.IsZero(), stored)
-	}
+	p.state.applyRecords(found, since.IsZero(), stored, err)
 	return err
 }
 

@@ -7,8 +7,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"reflect"
 	"strconv"
@@ -45,9 +45,12 @@ func read(prefix string, settings reflect.Value) (problems []error) {
 		}
 		one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
 		err := envconfig.Process(prefix, one.Interface())
-		var bad *envconfig.ParseError
-		if errors.As(err, &bad) {
-			err = fmt.Errorf("%s: %s", bad.KeyName, explain(bad))
+		if bad, ok := errors.AsType[*envconfig.ParseError](err); ok {
+			problem := bad.Err // of a type with a Decode of its own, whose error may be shown
+			if kind, ok := kinds[bad.TypeName]; ok {
+				problem = fmt.Errorf("%q is not %s", bad.Value, kind)
+			}
+			err = fmt.Errorf("%s: %w", bad.KeyName, problem)
 			_ = envconfig.Process("NO_SUCH_VARIABLE", one.Interface()) // sets the default
 		}
 		problems = append(problems, err)
@@ -66,21 +69,21 @@ func oneLine(text string) string {
 	}, strings.ReplaceAll(text, "\n", "; "))
 }
 
-func explain(bad *envconfig.ParseError) string {
-	switch bad.TypeName {
-	case "time.Duration":
-		return fmt.Sprintf("%q is not a duration; give a number and a unit, such as 20s or 5m", bad.Value)
-	case "bool":
-		return fmt.Sprintf("%q is not true or false", bad.Value)
-	case "int":
-		return fmt.Sprintf("%q is not a whole number", bad.Value)
-	case "float64":
-		return fmt.Sprintf("%q is not a number", bad.Value)
-	case "slog.Level":
-		return fmt.Sprintf("%q is not one of debug, info, warn and error", bad.Value)
-	default: // a type with a Decode of its own, whose error may be shown
-		return bad.Err.Error()
+// kinds says what the values of a type are.
+var kinds = map[string]string{
+	"time.Duration": "a duration; give a number and a unit, such as 20s or 5m",
+	"bool":          "true or false",
+	"int":           "a whole number",
+	"float64":       "a number",
+	"slog.Level":    "one of debug, info, warn and error",
+}
+
+// Check returns an error with the problem unless ok.
+func Check(ok bool, problem string, values ...any) error {
+	if ok {
+		return nil
 	}
+	return fmt.Errorf(problem, values...)
 }
 
 // Port is a server's port. Kubernetes sets RABBITMQ_PORT=tcp://10.0.0.1:5672 in
@@ -90,10 +93,8 @@ type Port string
 // Decode is envconfig's. Its error does not quote the value, which may be a URL with
 // a password.
 func (p *Port) Decode(value string) error {
-	if address, ok := strings.CutPrefix(value, "tcp://"); ok {
-		if _, port, err := net.SplitHostPort(address); err == nil {
-			value = port
-		}
+	if address, err := url.Parse(value); err == nil && address.Scheme == "tcp" {
+		value = address.Port()
 	}
 	if n, err := strconv.ParseUint(value, 10, 16); err != nil || n == 0 {
 		return errors.New("is not a port from 1 to 65535")
@@ -116,28 +117,17 @@ type Server struct {
 
 // Validate checks the variables that begin with prefix, such as RABBITMQ.
 func (s Server) Validate(prefix string) error {
-	var problems []error
-	// a host is never quoted: it may be a URL with a password
-	if s.Host == "" {
-		problems = append(problems, fmt.Errorf("%s_HOST: is empty", prefix))
-	} else if strings.ContainsAny(s.Host, "/@, ") || strings.Contains(s.Host, ":") && !isIPv6(s.Host) {
-		problems = append(problems, fmt.Errorf("%[1]s_HOST: give one host name or address only; the rest goes into %[1]s_PORT, %[1]s_USER and %[1]s_PASSWORD", prefix))
-	}
-	if s.User == "" && s.Password != "" {
-		problems = append(problems, fmt.Errorf("%[1]s_USER: is empty, but %[1]s_PASSWORD is set", prefix))
-	}
-	if s.CAFile != "" && !s.TLS {
-		problems = append(problems, fmt.Errorf("%[1]s_CA_FILE: needs %[1]s_TLS=true", prefix))
-	}
-	if _, err := s.TLSConfig(); err != nil {
-		problems = append(problems, fmt.Errorf("%s_CA_FILE: %w", prefix, err))
-	}
-	return errors.Join(problems...)
-}
-
-func isIPv6(host string) bool {
-	addr, err := netip.ParseAddr(host)
-	return err == nil && addr.Is6()
+	_, notAnAddress := netip.ParseAddr(s.Host)
+	_, noCA := s.TLSConfig()
+	return errors.Join(
+		// a host is never quoted: it may be a URL with a password
+		Check(s.Host != "", "%s_HOST: is empty", prefix),
+		Check(!strings.ContainsAny(s.Host, "/@, ") && (!strings.Contains(s.Host, ":") || notAnAddress == nil),
+			"%[1]s_HOST: give one host name or address only; the rest goes into %[1]s_PORT, %[1]s_USER and %[1]s_PASSWORD", prefix),
+		Check(s.User != "" || s.Password == "", "%[1]s_USER: is empty, but %[1]s_PASSWORD is set", prefix),
+		Check(s.CAFile == "" || s.TLS, "%[1]s_CA_FILE: needs %[1]s_TLS=true", prefix),
+		Check(noCA == nil, "%s_CA_FILE: %w", prefix, noCA),
+	)
 }
 
 // TLSConfig returns nil when TLS is off.

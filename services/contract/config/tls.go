@@ -8,9 +8,6 @@ import (
 // ExplainTLS adds what to do to an error of a TLS handshake. The prefix is that of the
 // server's variables. It goes by the text, because MongoDB's driver passes on no more.
 func ExplainTLS(prefix string, err error) error {
-	if err == nil {
-		return nil
-	}
 	const name = "set %[2]s_HOST to a name that the server's certificate has, or issue one for this name"
 	for _, known := range []struct{ text, remedy string }{
 		{"x509: certificate signed by unknown authority", "%[2]s_CA_FILE must hold the authority that signed the server's certificate"},

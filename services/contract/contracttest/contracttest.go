@@ -69,7 +69,7 @@ func Store(t testing.TB) *records.Store {
 	t.Helper()
 	s, err := records.Open(MongoDB(t), t.Name())
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	t.Cleanup(func() { _ = s.Close() })
 	require.NoError(t, s.Ping(t.Context()), howTo)
 	return s
 }

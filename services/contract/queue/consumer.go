@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"keda-p2/services/contract"
@@ -27,7 +26,6 @@ type Consumer struct {
 	cfg      Config
 	conn     *amqp.Connection
 	ch       *amqp.Channel
-	lost     <-chan *amqp.Error
 	returned <-chan amqp.Return
 }
 
@@ -48,7 +46,6 @@ func Connect(ctx context.Context, c Config, name string) (*Consumer, error) {
 	}
 	return &Consumer{
 		cfg: c, conn: conn, ch: ch,
-		lost: ch.NotifyClose(make(chan *amqp.Error, 1)),
 		// room for the return of the one message that publish waits for: the
 		// library puts it in here before it reads the confirm
 		returned: ch.NotifyReturn(make(chan amqp.Return, 1)),
@@ -75,7 +72,6 @@ func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, er
 			if err := c.giveID(ctx, raw); err != nil {
 				return nil, err
 			}
-			pause = minPoll
 			continue
 		}
 		if ok {
@@ -95,12 +91,8 @@ func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, er
 // redelivery is told from a new message. A crash before the Ack leaves two messages,
 // and so two records: without an id nobody can tell that they are one.
 func (c *Consumer) giveID(ctx context.Context, raw amqp.Delivery) error {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return err
-	}
 	m := republish(raw)
-	m.MessageId = id.String()
+	m.MessageId = contract.NewID()
 	if err := c.publish(ctx, c.cfg.Queue, m); err != nil {
 		return fmt.Errorf("give a message an id: %w", err)
 	}
@@ -109,7 +101,7 @@ func (c *Consumer) giveID(ctx context.Context, raw amqp.Delivery) error {
 
 // Lost returns a channel that yields when the connection is lost. A claimed message
 // then goes to another consumer.
-func (c *Consumer) Lost() <-chan *amqp.Error { return c.lost }
+func (c *Consumer) Lost() <-chan *amqp.Error { return c.ch.NotifyClose(make(chan *amqp.Error, 1)) }
 
 // Close closes the connection. RabbitMQ answers it after everything sent before, so
 // nil also means that an Ack, a Retry, a Release or a DeadLetter has arrived.
@@ -159,17 +151,13 @@ func (c *Consumer) publish(ctx context.Context, key string, m amqp.Publishing) e
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
-	acked, err := confirmation.WaitContext(ctx)
-	switch {
+	switch acked, err := confirmation.WaitContext(ctx); {
 	case err != nil:
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	case !acked:
 		return ErrUnconfirmed
-	}
-	select {
-	case <-c.returned:
+	case len(c.returned) > 0:
 		return fmt.Errorf("%w: the queue %s is gone", ErrUnavailable, key)
-	default:
-		return nil
 	}
+	return nil
 }

@@ -35,14 +35,10 @@ func (c *Counter) Count(ctx context.Context) (n Counts, err error) {
 	}
 	conn := c.conn
 	defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })()
-	defer func() {
-		if err != nil {
-			c.Close()
-		}
-	}()
 	for name, count := range map[string]*int{c.Config.Queue: &n.Ready, c.Config.DeadQueue(): &n.Dead} {
 		q, err := c.ch.QueueDeclarePassive(name, true, false, false, false, nil)
 		if err != nil {
+			c.Close()
 			return n, err
 		}
 		*count = q.Messages

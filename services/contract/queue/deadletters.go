@@ -135,10 +135,10 @@ func (d *DeadLetters) visit(ctx context.Context, limit int, see func(amqp.Delive
 		left := min(limit, dead.Messages)
 		for size := 1; left > 0 && ctx.Err() == nil; {
 			r, err := d.round(min(size, left), see)
-			removed += r.removed
 			if err != nil || r.seen == 0 { // somebody else has taken the rest
 				return err
 			}
+			removed += r.removed
 			left -= r.seen
 			size = max(1, min(2*size, maxRound, r.seen*roundBytes/max(1, r.bytes)))
 		}
@@ -170,7 +170,6 @@ func (d *DeadLetters) round(n int, see func(amqp.Delivery) fate) (r round, err e
 	cancel := func() { _ = d.ch.Cancel(tag, false) } // which ends the loop
 	stalled := time.AfterFunc(patience, cancel)      // somebody else has taken the rest
 	defer stalled.Stop()
-	removed := 0
 	var copies []*amqp.DeferredConfirmation
 	for l := range letters {
 		stalled.Reset(patience)
@@ -182,10 +181,10 @@ func (d *DeadLetters) round(n int, see func(amqp.Delivery) fate) (r round, err e
 		key, m := d.cfg.DeadQueue(), republish(l)
 		switch see(l) {
 		case discard:
-			removed++
+			r.removed++
 			continue
 		case redrive:
-			removed++
+			r.removed++
 			key, m = d.cfg.Queue, revive(l, d.cfg.MaxAttempts)
 		}
 		confirmation, err := d.ch.PublishWithDeferredConfirm("", key, true, false, m)
@@ -202,11 +201,7 @@ func (d *DeadLetters) round(n int, see func(amqp.Delivery) fate) (r round, err e
 	if len(d.returned) > 0 {
 		return r, errors.New("a queue is gone")
 	}
-	if err := d.ch.Ack(0, true); err != nil { // all of them
-		return r, err
-	}
-	r.removed = removed
-	return r, nil
+	return r, d.ch.Ack(0, true) // all of them
 }
 
 // alone calls do when nobody else, here or in another process, visits the dead letters.
@@ -219,10 +214,7 @@ func (d *DeadLetters) alone(ctx context.Context, do func() error) (err error) {
 		return fmt.Errorf("%w: others look at them: %w", ErrCutShort, context.Cause(ctx))
 	}
 	if d.probe() != nil { // there is no connection yet, or it was lost since the last visit
-		if err = d.connect(ctx); err == nil {
-			err = d.probe()
-		}
-		if err != nil {
+		if err := d.connect(ctx); err != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 	}
@@ -236,11 +228,12 @@ func (d *DeadLetters) alone(ctx context.Context, do func() error) (err error) {
 		}
 	})()
 	defer close(ended)
-	unlock, err := d.lock(ctx)
+	err = d.lock(ctx)
 	if err == nil {
 		err = do()
 		if err == nil || errors.Is(err, ErrCutShort) {
-			err = errors.Join(err, unlock())
+			_, unlocked := d.ch.QueueDelete(d.cfg.lockQueue(), false, false, false)
+			err = errors.Join(err, unlocked)
 		}
 	}
 	if err != nil && !errors.Is(err, ErrCutShort) {
@@ -263,7 +256,7 @@ func (d *DeadLetters) connect(ctx context.Context) error {
 		}
 	}()
 	d.conn, d.ch, d.returned = conn, ch, ch.NotifyReturn(make(chan amqp.Return, maxRound))
-	return nil
+	return d.probe()
 }
 
 // probe publishes a message that goes nowhere. RabbitMQ tells of an alarm only those who
@@ -281,28 +274,22 @@ func (d *DeadLetters) probe() error {
 
 // lock waits until this connection alone has a certain exclusive queue. RabbitMQ deletes
 // it when the connection ends, however it ends.
-func (d *DeadLetters) lock(ctx context.Context) (unlock func() error, err error) {
-	name := d.cfg.lockQueue()
+func (d *DeadLetters) lock(ctx context.Context) error {
 	for {
-		ch, err := d.conn.Channel()
+		ch, err := d.conn.Channel() // of its own: a refusal closes it
 		if err != nil {
-			return nil, err
+			return err
 		}
-		_, err = ch.QueueDeclare(name, false, true, true, false, nil)
-		if err == nil {
-			return func() error {
-				_, err := ch.QueueDelete(name, false, false, false)
-				return errors.Join(err, ch.Close())
-			}, nil
+		if _, err = ch.QueueDeclare(d.cfg.lockQueue(), false, true, true, false, nil); err == nil {
+			return ch.Close()
 		}
-		var held *amqp.Error
-		if !errors.As(err, &held) || held.Code != amqp.ResourceLocked {
-			return nil, err
+		if held, ok := errors.AsType[*amqp.Error](err); !ok || held.Code != amqp.ResourceLocked {
+			return err
 		}
 		select {
 		case <-time.After(lockPause):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: another process looks at them: %w", ErrCutShort, context.Cause(ctx))
+			return fmt.Errorf("%w: another process looks at them: %w", ErrCutShort, context.Cause(ctx))
 		}
 	}
 }

@@ -83,10 +83,8 @@ func attemptHere(d amqp.Delivery) int { return int(header[int64](d, deliveryCoun
 // expiration, which would make it vanish, and the user-id, which RabbitMQ refuses when it
 // is not the publisher's.
 func republish(d amqp.Delivery) amqp.Publishing {
-	headers := maps.Clone(d.Headers)
-	if headers == nil {
-		headers = amqp.Table{}
-	}
+	headers := amqp.Table{}
+	maps.Copy(headers, d.Headers)
 	for _, name := range []string{acquiredCount, deliveryCount, "CC", "BCC"} {
 		delete(headers, name)
 	}
@@ -110,11 +108,9 @@ func bury(d amqp.Delivery, reason, job string) amqp.Publishing {
 // revive returns a dead letter as a message again, whose attempts go on.
 func revive(d amqp.Delivery, maxAttempts int) amqp.Publishing {
 	m := republish(d)
-	for name := range m.Headers {
-		if strings.HasPrefix(name, "dead-letter-") || name == "x-death" || strings.HasPrefix(name, "x-first-death-") || strings.HasPrefix(name, "x-last-death-") {
-			delete(m.Headers, name)
-		}
-	}
+	maps.DeleteFunc(m.Headers, func(name string, _ any) bool {
+		return strings.HasPrefix(name, "dead-letter-") || name == "x-death" || strings.HasPrefix(name, "x-first-death-") || strings.HasPrefix(name, "x-last-death-")
+	})
 	m.Headers[attemptsBefore] = int64(readDeadLetter(d, maxAttempts).Attempts)
 	return m
 }

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,22 +37,21 @@ type Publisher struct {
 	name    string
 	timeout time.Duration
 	log     *slog.Logger
-	session atomic.Pointer[session] // nil while there is no connection
-	problem atomic.Pointer[error]   // why there is none
+	session atomic.Pointer[session] // never nil
 
 	connects, returns atomic.Uint64
 }
 
-// session is one connection with one channel in confirm mode.
+// session is one connection with one channel in confirm mode, or why there is none.
 type session struct {
+	problem  error
 	conn     *amqp.Connection
 	ch       *amqp.Channel
 	blocked  atomic.Bool
 	confirms atomic.Uint64
-	returned sync.Map      // ids of messages that no queue took
-	broken   chan struct{} // closed when the session is of no more use
-	why      error         // set before
-	breaking sync.Once
+	returned sync.Map                // ids of messages that no queue took
+	use      context.Context         // ends when the session is of no more use
+	end      context.CancelCauseFunc // ends it; the first cause counts
 }
 
 // NewPublisher returns a publisher that waits at most timeout for a confirm.
@@ -65,20 +65,19 @@ func NewPublisher(c Config, name string, timeout time.Duration, log *slog.Logger
 // Run connects, and connects again whenever the connection is lost, until ctx
 // ends. Then it closes the connection: end ctx only after the last Publish.
 func (p *Publisher) Run(ctx context.Context) {
-	wait := minRedial
-	for {
-		s, err := p.open(ctx)
+	for wait := minRedial; ; wait = min(2*wait, maxRedial) {
+		conn, ch, err := open(ctx, p.cfg, p.name)
 		if err == nil {
+			s := newSession(conn, ch)
 			p.log.Info("connected to RabbitMQ", "queue", p.cfg.Queue)
 			p.connects.Add(1)
 			p.session.Store(s)
 			select {
-			case <-s.broken:
-				p.setProblem(fmt.Errorf("connection lost: %w", p.cfg.explain(s.why)))
-				p.session.Store(nil)
+			case <-s.use.Done():
+				p.setProblem(fmt.Errorf("connection lost: %w", p.cfg.explain(context.Cause(s.use))))
 				s.close(0) // nobody waits any longer for its confirms
 			case <-ctx.Done():
-				p.session.Store(nil)
+				p.setProblem(context.Cause(ctx))
 				s.close(closeTimeout)
 			}
 			wait = minRedial
@@ -94,7 +93,6 @@ func (p *Publisher) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		wait = min(2*wait, maxRedial)
 	}
 }
 
@@ -107,8 +105,8 @@ func (p *Publisher) Ready() error {
 func (p *Publisher) usable() (*session, error) {
 	s := p.session.Load()
 	switch {
-	case s == nil:
-		return nil, *p.problem.Load()
+	case s.problem != nil:
+		return nil, s.problem
 	case s.blocked.Load():
 		return nil, errors.New("publishing is blocked by a memory or disk alarm")
 	}
@@ -171,27 +169,14 @@ func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
 	return nil
 }
 
-func (p *Publisher) open(ctx context.Context) (*session, error) {
-	conn, ch, err := open(ctx, p.cfg, p.name)
-	if err != nil {
-		return nil, err
-	}
-	s := &session{conn: conn, ch: ch, broken: make(chan struct{})}
-	s.watch()
-	return s, nil
-}
-
-// watch starts the goroutines that watch the connection. They end when the library
-// closes their Go channels, which it does with the connection.
-func (s *session) watch() {
-	closed := s.ch.NotifyClose(make(chan *amqp.Error, 1))
-	go func() {
-		if err := <-closed; err != nil {
-			s.end(err)
-		}
-		s.end(amqp.ErrClosed)
-	}()
-	blocked := s.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+// newSession also starts the goroutines that watch the connection. They end when the
+// library closes their Go channels, which it does with the connection.
+func newSession(conn *amqp.Connection, ch *amqp.Channel) *session {
+	s := &session{conn: conn, ch: ch}
+	s.use, s.end = context.WithCancelCause(context.Background())
+	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
+	go func() { s.end(cmp.Or(<-closed, amqp.ErrClosed)) }() // nil when we have closed it
+	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
 	go func() {
 		for b := range blocked {
 			s.blocked.Store(b.Active)
@@ -200,8 +185,8 @@ func (s *session) watch() {
 	// A return comes before its confirm, but on another Go channel. The library
 	// hands each return to both of these before it reads on, so when it gets to
 	// the confirm the first copy has been noted.
-	returns := s.ch.NotifyReturn(make(chan amqp.Return))
-	noted := s.ch.NotifyReturn(make(chan amqp.Return))
+	returns := ch.NotifyReturn(make(chan amqp.Return))
+	noted := ch.NotifyReturn(make(chan amqp.Return))
 	go func() {
 		for r := range returns {
 			s.returned.Store(r.MessageId, struct{}{})
@@ -209,15 +194,9 @@ func (s *session) watch() {
 			<-noted
 		}
 	}()
-}
-
-func (s *session) end(why error) {
-	s.breaking.Do(func() {
-		s.why = why
-		close(s.broken)
-	})
+	return s
 }
 
 func (s *session) close(timeout time.Duration) { _ = s.conn.CloseDeadline(time.Now().Add(timeout)) }
 
-func (p *Publisher) setProblem(err error) { p.problem.Store(&err) }
+func (p *Publisher) setProblem(err error) { p.session.Store(&session{problem: err}) }

@@ -54,23 +54,15 @@ type Config struct {
 
 // Validate names every problem with the RABBITMQ_ variables.
 func (c Config) Validate() error {
-	problems := []error{c.Server.Validate("RABBITMQ")}
-	if c.User == "" && c.Password == "" {
-		problems = append(problems, errors.New("RABBITMQ_USER: is empty; RabbitMQ needs a login"))
-	}
-	if c.VHost == "" {
-		problems = append(problems, errors.New("RABBITMQ_VHOST: is empty; the default virtual host is /"))
-	}
-	if c.Queue == "" || len(c.lockQueue()) > 255 { // the longest name that RabbitMQ takes
-		problems = append(problems, errors.New("RABBITMQ_QUEUE: give a name of 1 to 245 bytes"))
-	}
-	if c.MaxAttempts < 1 {
-		problems = append(problems, errors.New("RABBITMQ_MAX_ATTEMPTS: must be at least 1"))
-	}
-	if c.RetryMin < time.Millisecond || c.RetryMax < c.RetryMin {
-		problems = append(problems, errors.New("RABBITMQ_RETRY_MIN: must be at least 1ms and not longer than RABBITMQ_RETRY_MAX"))
-	}
-	return errors.Join(problems...)
+	return errors.Join(
+		c.Server.Validate("RABBITMQ"),
+		config.Check(c.User != "" || c.Password != "", "RABBITMQ_USER: is empty; RabbitMQ needs a login"),
+		config.Check(c.VHost != "", "RABBITMQ_VHOST: is empty; the default virtual host is /"),
+		config.Check(c.Queue != "" && len(c.lockQueue()) <= 255, "RABBITMQ_QUEUE: give a name of 1 to 245 bytes"), // RabbitMQ takes no longer one
+		config.Check(c.MaxAttempts >= 1, "RABBITMQ_MAX_ATTEMPTS: must be at least 1"),
+		config.Check(c.RetryMin >= time.Millisecond && c.RetryMax >= c.RetryMin,
+			"RABBITMQ_RETRY_MIN: must be at least 1ms and not longer than RABBITMQ_RETRY_MAX"),
+	)
 }
 
 // DeadQueue names the queue of the dead letters.
@@ -91,7 +83,12 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	var stop func() bool
+	socket, err := connect(ctx, c.Host, string(c.Port))
+	if err != nil {
+		return nil, fmt.Errorf("RabbitMQ: %w", err)
+	}
+	// the library knows no context: closing the socket ends its handshake
+	stop := context.AfterFunc(ctx, func() { socket.Close() })
 	conn, err := amqp.DialConfig(uri.String(), amqp.Config{
 		// credentials go here and not into the URI, so they need no escaping
 		SASL:            []amqp.Authentication{&amqp.PlainAuth{Username: c.User, Password: c.Password}},
@@ -99,17 +96,9 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 		Heartbeat:       heartbeat,
 		TLSClientConfig: tlsConfig,
 		Properties:      amqp.Table{"connection_name": name},
-		Dial: func(string, string) (net.Conn, error) {
-			conn, err := connect(ctx, c.Host, string(c.Port))
-			if err != nil {
-				return nil, err
-			}
-			// the library knows no context: closing the socket ends its handshake
-			stop = context.AfterFunc(ctx, func() { conn.Close() })
-			return writeDeadline{conn}, nil
-		},
+		Dial:            func(string, string) (net.Conn, error) { return writeDeadline{socket}, nil },
 	})
-	if stop != nil && !stop() {
+	if !stop() {
 		err = fmt.Errorf("no login within %s: %w", answerTimeout, context.Cause(ctx))
 	}
 	if err != nil {
@@ -121,10 +110,9 @@ func Dial(ctx context.Context, c Config, name string) (*amqp.Connection, error) 
 // connect tries the host's addresses in random order: they may be several nodes.
 func connect(ctx context.Context, host, port string) (conn net.Conn, err error) {
 	addresses, err := net.DefaultResolver.LookupHost(ctx, host)
-	rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
 	dialer := net.Dialer{Timeout: connectTimeout}
-	for _, address := range addresses {
-		if conn, err = dialer.DialContext(ctx, "tcp", net.JoinHostPort(address, port)); err == nil {
+	for _, i := range rand.Perm(len(addresses)) {
+		if conn, err = dialer.DialContext(ctx, "tcp", net.JoinHostPort(addresses[i], port)); err == nil {
 			return conn, nil
 		}
 	}
@@ -184,8 +172,7 @@ func open(ctx context.Context, c Config, name string) (*amqp.Connection, *amqp.C
 	// the library's calls know no context: closing the connection ends them
 	stop := context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })
 	ch, err := declare(conn, c, (*amqp.Channel).QueueDeclare)
-	var refused *amqp.Error
-	if errors.As(err, &refused) && refused.Code == amqp.AccessRefused {
+	if refused, ok := errors.AsType[*amqp.Error](err); ok && refused.Code == amqp.AccessRefused {
 		ch, err = declare(conn, c, (*amqp.Channel).QueueDeclarePassive)
 	}
 	if !stop() {

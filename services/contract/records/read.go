@@ -210,12 +210,12 @@ func (s *Store) read(ctx context.Context, filter bson.D, limit int64, o *options
 		for n := int64(0); (n < limit || limit == 0) && next(ctx, cursor); {
 			var r Record
 			// cursor.Decode would allocate a reader of 4 KiB for each record
-			if err := bson.Unmarshal(cursor.Current, &r); err != nil {
-				s.passOver(cursor.Current, err.Error())
-				continue
+			err := bson.Unmarshal(cursor.Current, &r)
+			if err == nil && (r.StoredAt.IsZero() || r.Status == "") {
+				err = errors.New("it has no storedAt or no status")
 			}
-			if r.StoredAt.IsZero() || r.Status == "" {
-				s.passOver(cursor.Current, "it has no storedAt or no status")
+			if err != nil { // somebody else's document
+				s.foreign.Do(func() { s.Foreign(cursor.Current.Lookup("_id").String(), err.Error()) })
 				continue
 			}
 			if n++; !yield(r, nil) {
@@ -225,13 +225,6 @@ func (s *Store) read(ctx context.Context, filter bson.D, limit int64, o *options
 		if err := cursor.Err(); err != nil {
 			yield(Record{}, fmt.Errorf("read records: %w", err))
 		}
-	}
-}
-
-// passOver names the first document of somebody else's.
-func (s *Store) passOver(document bson.Raw, reason string) {
-	if s.Foreign != nil {
-		s.foreign.Do(func() { s.Foreign(document.Lookup("_id").String(), reason) })
 	}
 }
 

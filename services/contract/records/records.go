@@ -65,15 +65,12 @@ type Config struct {
 
 // Validate names every problem with the MONGODB_ variables.
 func (c Config) Validate() error {
-	problems := []error{c.Server.Validate("MONGODB")}
-	problems = append(problems, c.validateURI())
-	if c.DB == "" {
-		problems = append(problems, errors.New("MONGODB_DB: is empty"))
-	}
-	if c.Collection == "" {
-		problems = append(problems, errors.New("MONGODB_COLLECTION: is empty"))
-	}
-	return errors.Join(problems...)
+	return errors.Join(
+		c.Server.Validate("MONGODB"),
+		c.validateURI(),
+		config.Check(c.DB != "", "MONGODB_DB: is empty"),
+		config.Check(c.Collection != "", "MONGODB_COLLECTION: is empty"),
+	)
 }
 
 // validateURI does not ask the DNS, which may not answer yet, as the driver does for
@@ -131,8 +128,8 @@ type Store struct {
 	collection *mongo.Collection
 	foreign    sync.Once
 
-	// Foreign, if there is one, is called for the first document that is no record. All of
-	// those are passed over.
+	// Foreign is called for the first document that is no record. All of those are passed
+	// over.
 	Foreign func(id, reason string)
 }
 
@@ -143,7 +140,7 @@ func Open(c Config, name string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{client: client, collection: client.Database(c.DB).Collection(c.Collection)}, nil
+	return &Store{client: client, collection: client.Database(c.DB).Collection(c.Collection), Foreign: func(string, string) {}}, nil
 }
 
 // Connect returns a client as Open does, for collections of a worker's own.
@@ -155,14 +152,11 @@ func Connect(c Config, name string) (*mongo.Client, error) {
 	// a record counts as stored once it survives a crash of the server and, in a
 	// replica set, the election of another primary; what is read is stored like that,
 	// whatever the URI says
-	journaled := true
 	o := options.Client().
 		SetHosts([]string{net.JoinHostPort(c.Host, string(c.Port))}).
 		SetAppName(name).
-		SetServerSelectionTimeout(selectionTimeout)
-	if tlsConfig != nil {
-		o.SetTLSConfig(tlsConfig)
-	}
+		SetServerSelectionTimeout(selectionTimeout).
+		SetTLSConfig(tlsConfig)
 	if c.User != "" {
 		// credentials go here and not into a URI, so they need no escaping
 		o.SetAuth(options.Credential{Username: c.User, Password: c.Password, PasswordSet: true, AuthSource: c.AuthSource})
@@ -174,7 +168,7 @@ func Connect(c Config, name string) (*mongo.Client, error) {
 	}
 	o.SetReadPreference(readpref.Primary()).
 		SetReadConcern(readconcern.Majority()).
-		SetWriteConcern(&writeconcern.WriteConcern{W: "majority", Journal: &journaled})
+		SetWriteConcern(&writeconcern.WriteConcern{W: "majority", Journal: new(true)})
 	client, err := mongo.Connect(o)
 	if err != nil {
 		return nil, fmt.Errorf("MongoDB: %w", err)
@@ -190,8 +184,12 @@ func (s *Store) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the store's connections.
-func (s *Store) Close(ctx context.Context) error { return s.client.Disconnect(ctx) }
+// Close ends the store's connections. It waits a second for what still uses them.
+func (s *Store) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	return s.client.Disconnect(ctx)
+}
 
 // CreateIndexes makes the indexes that List and Changed use, unless they are there.
 func (s *Store) CreateIndexes(ctx context.Context) error {
@@ -230,12 +228,12 @@ func (s *Store) Begin(ctx context.Context, m contract.Message, run Run) error {
 		bson.D{{Key: "_id", Value: m.ID}, {Key: "storedAt", Value: bson.D{{Key: "$exists", Value: false}}}},
 		bson.D{
 			{Key: "$set", Value: append(bson.D{{Key: "name", Value: m.Name}, {Key: "content", Value: m.Content}, {Key: "sentAt", Value: m.SentAt}}, work...)},
-			attempts, runs, now("storedAt", "changedAt"),
+			attempts, runs, {Key: "$currentDate", Value: bson.D{{Key: "storedAt", Value: true}, {Key: "changedAt", Value: true}}},
 		}, options.UpdateOne().SetUpsert(true))
 	if !mongo.IsDuplicateKeyError(err) {
 		return wrap("store", m.ID, err)
 	}
-	again, err := s.update(ctx, "store", m.ID, bson.D{{Key: "$set", Value: work}, attempts, runs, now("changedAt")})
+	again, err := s.update(ctx, "store", m.ID, bson.D{{Key: "$set", Value: work}, attempts, runs})
 	if err != nil || again {
 		return err
 	}
@@ -254,7 +252,6 @@ func (s *Store) Finish(ctx context.Context, id string) error {
 	_, err := s.update(ctx, "finish", id, bson.D{
 		{Key: "$set", Value: bson.D{{Key: "status", Value: Done}, {Key: "finishedAt", Value: time.Now()}}},
 		{Key: "$unset", Value: bson.D{{Key: "error", Value: ""}}},
-		now("changedAt"),
 	})
 	return err
 }
@@ -263,35 +260,29 @@ func (s *Store) Finish(ctx context.Context, id string) error {
 // Retrying or Failed. A record that is done stays done.
 func (s *Store) Fail(ctx context.Context, id string, status Status, reason string) error {
 	_, err := s.update(ctx, "fail", id, bson.D{
-		{Key: "$set", Value: bson.D{{Key: "status", Value: status}, {Key: "error", Value: shorten(reason)}}},
-		now("changedAt"),
+		{Key: "$set", Value: bson.D{{Key: "status", Value: status}, {Key: "error", Value: Shorten(reason, maxErrorBytes)}}},
 	})
 	return err
 }
 
-// update changes a record that is not done, and says whether there is one.
+// update changes a record that is not done, and says whether there is one. The server
+// sets the time: the Jobs' clocks may differ, and a reader that goes on from the last one
+// that it has seen would miss a record.
 func (s *Store) update(ctx context.Context, verb, id string, change bson.D) (bool, error) {
 	result, err := s.collection.UpdateOne(ctx,
-		bson.D{{Key: "_id", Value: id}, {Key: "status", Value: bson.D{{Key: "$ne", Value: Done}}}}, change)
+		bson.D{{Key: "_id", Value: id}, {Key: "status", Value: bson.D{{Key: "$ne", Value: Done}}}},
+		append(change, bson.E{Key: "$currentDate", Value: bson.D{{Key: "changedAt", Value: true}}}))
 	return err == nil && result.MatchedCount > 0, wrap(verb, id, err)
 }
 
-func shorten(text string) string {
+// Shorten returns the text's first bytes as valid UTF-8, and "…" for the rest. The result
+// does not keep all of the text in memory.
+func Shorten(text string, maxBytes int) string {
 	text = strings.ToValidUTF8(text, "\uFFFD")
-	if len(text) <= maxErrorBytes {
+	if len(text) <= maxBytes {
 		return text
 	}
-	return strings.ToValidUTF8(text[:maxErrorBytes], "") + "…"
-}
-
-// now lets the server set times: the Jobs' clocks may differ, and a reader that goes on
-// from the last one that it has seen would miss a record.
-func now(fields ...string) bson.E {
-	var times bson.D
-	for _, field := range fields {
-		times = append(times, bson.E{Key: field, Value: true})
-	}
-	return bson.E{Key: "$currentDate", Value: times}
+	return strings.ToValidUTF8(text[:maxBytes], "") + "…"
 }
 
 func wrap(verb, id string, err error) error {

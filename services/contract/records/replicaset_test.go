@@ -1,7 +1,6 @@
 package records_test
 
 import (
-	"context"
 	"encoding/binary"
 	"io"
 	"net"
@@ -23,7 +22,7 @@ func TestIndexesWaitForAMajority(t *testing.T) {
 		server := newFakeMongoDB(t, setName)
 		s, err := records.Open(server.config, "test")
 		require.NoError(t, err)
-		t.Cleanup(func() { _ = s.Close(t.Context()) })
+		t.Cleanup(func() { _ = s.Close() })
 		require.NoError(t, s.CreateIndexes(t.Context()))
 		server.mu.Lock()
 		require.Len(t, server.indexes, 3)
@@ -39,7 +38,7 @@ func TestAServerMustTellItsTime(t *testing.T) {
 	t.Parallel()
 	s, err := records.Open(newFakeMongoDB(t, "").config, "test")
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	t.Cleanup(func() { _ = s.Close() })
 	for _, err = range s.List(t.Context(), records.Query{Settled: true}) {
 	}
 	require.EqualError(t, err, "ask the server for its time: its answer to hello has no localTime")

@@ -21,5 +21,5 @@ func TestAnUnknownAuthorityIsExplained(t *testing.T) {
 	s, err := records.Open(records.Config{Server: config.Server{Host: "127.0.0.1", TLS: true}, Port: config.Port(port)}, "test")
 	require.NoError(t, err)
 	require.ErrorContains(t, s.Ping(t.Context()), "MONGODB_CA_FILE must hold the authority")
-	require.NoError(t, s.Close(t.Context()))
+	require.NoError(t, s.Close())
 }

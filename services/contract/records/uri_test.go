@@ -166,7 +166,7 @@ func openURI(t *testing.T, c records.Config) *records.Store {
 	require.NoError(t, c.Validate())
 	s, err := records.Open(c, "test")
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	t.Cleanup(func() { _ = s.Close() })
 	return s
 }
 

@@ -160,7 +160,7 @@ func TestFerretDB(t *testing.T) {
 	require.NoError(t, store.CreateIndexes(t.Context()))
 	db.Close()
 	require.Error(t, store.Ping(t.Context()))
-	require.NoError(t, store.Close(t.Context()))
+	require.NoError(t, store.Close())
 
 	_, err = infra.StartFerretDB(filepath.Join(dir, "nothing"))
 	require.ErrorIs(t, err, os.ErrNotExist)

@@ -113,7 +113,7 @@ func (m *MongoDB) docker(ctx context.Context, c MongoDBConfig) error {
 		if err != nil {
 			return err
 		}
-		defer func() { _ = store.Close(context.WithoutCancel(ctx)) }()
+		defer func() { _ = store.Close() }()
 		return untilReady(ctx, "it", server, store.Ping)
 	}
 	return nil

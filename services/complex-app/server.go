@@ -27,14 +27,3 @@ func newServer(h http.Handler, log *slog.Logger) *http.Server {
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 }
-
-// newAdminRouter serves the API's health, and main adds the metrics. They have a port of
-// their own, which no Service names, because they are for the cluster and not for clients.
-// It answers as long as the process lives, also while requests in flight end.
-func newAdminRouter(api http.Handler) *http.ServeMux {
-	// not chi's router: the API's would take its routes for part of their own
-	mux := http.NewServeMux()
-	mux.Handle("GET /healthz", api)
-	mux.Handle("GET /readyz", api)
-	return mux
-}
