@@ -315,9 +315,7 @@ func (s *state) changesAfter(after uint64) changes {
 
 func newRecord(r records.Record) record {
 	runs := slices.SortedFunc(slices.Values(r.Runs), func(a, b records.Run) int { return a.ClaimedAt.Compare(b.ClaimedAt) })
-	for _, text := range []*string{&r.Name, &r.Content, &r.Error} {
-		*text = records.Shorten(*text, maxBytes)
-	}
+	r.Name, r.Content, r.Error = records.Shorten(r.Name, maxBytes), records.Shorten(r.Content, maxBytes), records.Shorten(r.Error, maxBytes)
 	r.Runs = nil
 	return record{Record: r, Runs: runs[max(0, len(runs)-maxRuns):], ChangedAt: r.ChangedAt}
 }

@@ -4,6 +4,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -190,6 +191,7 @@ func declare(conn *amqp.Connection, c Config, queue func(_ *amqp.Channel, name s
 	if err != nil {
 		return nil, err
 	}
+	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
 	dead := amqp.Table{
 		amqp.QueueTypeArg: amqp.QueueTypeQuorum,
 		// Reading and requeueing a dead letter counts as a delivery, and RabbitMQ 4
@@ -214,14 +216,14 @@ func declare(conn *amqp.Connection, c Config, queue func(_ *amqp.Channel, name s
 		"x-delayed-retry-min":  c.RetryMin.Milliseconds(),
 		"x-delayed-retry-max":  c.RetryMax.Milliseconds(),
 	}
-	// Declared without waiting for the answers, which saves each Job two round trips:
-	// if a declare fails, Confirm, which waits, returns its error.
-	_, err = queue(ch, c.DeadQueue(), true, false, false, true, dead)
-	if err == nil {
-		_, err = queue(ch, c.Queue, true, false, false, true, main)
-	}
-	if err == nil {
-		err = ch.Confirm(false)
+	// Declared without waiting for the answers, which saves each Job two round trips. If
+	// RabbitMQ refuses one, it closes the channel. Confirm, which waits, returns the reason,
+	// unless that came before everything was sent.
+	_, noDead := queue(ch, c.DeadQueue(), true, false, false, true, dead)
+	_, noMain := queue(ch, c.Queue, true, false, false, true, main)
+	err = errors.Join(noDead, noMain, ch.Confirm(false))
+	if errors.Is(err, amqp.ErrClosed) {
+		err = cmp.Or(<-closed, amqp.ErrClosed)
 	}
 	return ch, err
 }

@@ -428,3 +428,20 @@ func deadLetter(t *testing.T, c queue.Config) amqp.Delivery {
 	}, contracttest.Patience, contracttest.Tick)
 	return dead
 }
+
+// RabbitMQ may refuse the first queue before the second is declared.
+func TestARefusalThatComesEarlyIsNamed(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	_, err := contracttest.Channel(t, c).QueueDeclare(c.DeadQueue(), true, false, false, false, nil) // a classic one
+	require.NoError(t, err)
+	conn, err := queue.Dial(t.Context(), c, t.Name())
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = queue.Declare(conn, c, func(ch *amqp.Channel, name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error) {
+		q, err := ch.QueueDeclare(name, durable, autoDelete, exclusive, noWait, args)
+		require.Eventually(t, ch.IsClosed, contracttest.Patience, contracttest.Tick)
+		return q, err
+	})
+	require.ErrorContains(t, err, "PRECONDITION_FAILED")
+}
