@@ -121,7 +121,8 @@ test-proxy: build ## complex-app behind nginx, as deploy/proxy/nginx.conf sets i
 
 .PHONY: conformance
 conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA: minutes) KEDA=v2.19.0 SEED=1 STATES=4000
-	@# another version of KEDA is built with its own go.mod, which pins what it was released with
+	@# Another version of KEDA is built with its own go.mod, which pins what it was released
+	@# with. vet looks at all that is imported, 1,500 packages: once is enough.
 	@set -e; export GOWORK=off; cd test/conformance; if [ -n "$(KEDA)" ]; then \
 		keda=$$(go mod download -json github.com/kedacore/keda/v2@$(KEDA) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p'); \
 		mkdir -p ../../bin && copy=$$(mktemp -d ../../bin/conformance.XXXXXX) && trap "rm -rf '$$PWD/$$copy'" EXIT; \
@@ -130,7 +131,7 @@ conformance: ## does the sandbox decide as KEDA's own code does? (compiles KEDA:
 			-require keda-p2/services/sandbox@v0.0.0 -replace keda-p2/services/sandbox=../../services/sandbox -replace keda-p2/services/contract=../../services/contract; \
 		go mod tidy; \
 	fi; \
-	go vet . && go test -count=1 -timeout 30m . $(if $(SEED),-seed $(SEED)) $(if $(STATES),-states $(STATES)) $(if $(STATE),-state $(STATE))
+	$(if $(KEDA),,go vet . &&) go test -vet=off -count=1 -timeout 30m . $(if $(SEED),-seed $(SEED)) $(if $(STATES),-states $(STATES)) $(if $(STATE),-state $(STATE))
 
 .PHONY: chaos
 chaos: build ## events while everything is killed, restarted and cut: SEED=1 EVENTS=2000 CLIENTS=16

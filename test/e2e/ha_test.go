@@ -110,7 +110,10 @@ func replicated(t *testing.T, c cluster) {
 }
 
 func haRemoved(t *testing.T, c cluster) {
-	c.Run(t, "kubectl", "delete", "-f", "deploy/ha/", "--timeout", "3m")
+	// the nodes first, and at once: each would wait for the others, which end as well
+	c.Run(t, "kubectl", "delete", "statefulset", "rabbitmq", "--cascade=orphan")
+	c.Run(t, "kubectl", "delete", "pods", "-l", "app.kubernetes.io/name=rabbitmq", "--now")
+	c.Run(t, "kubectl", "delete", "-f", "deploy/ha/", "--ignore-not-found", "--timeout", "3m")
 	require.Empty(t, c.Run(t, "kubectl", "get", "statefulsets,services,configmaps,poddisruptionbudgets", "-l", "app.kubernetes.io/name=rabbitmq", "-o", "name"))
 }
 
