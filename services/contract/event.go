@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -46,6 +47,16 @@ type Message struct {
 
 // NewID returns an id for a message.
 func NewID() string { return uuid.Must(uuid.NewV7()).String() } // it fails only without randomness, and then so does Go
+
+// Shorten returns the text's first bytes as valid UTF-8, and "…" for the rest. The result
+// does not keep all of the text in memory.
+func Shorten(text string, maxBytes int) string {
+	text = strings.ToValidUTF8(text, "\uFFFD")
+	if len(text) <= maxBytes {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxBytes], "") + "…"
+}
 
 // Validate returns an ErrInvalid when the event has no name, is not UTF-8 or is
 // longer than MaxEventBytes. An empty content is valid.

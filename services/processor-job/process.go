@@ -12,12 +12,8 @@ import (
 	"keda-p2/services/contract/records"
 )
 
-const (
-	// deadLetterTimeout bounds the wait for RabbitMQ to confirm a dead letter.
-	deadLetterTimeout = 5 * time.Second
-	// stopPatience is how long work may take to return after its context has ended.
-	stopPatience = 3 * time.Second
-)
+// stopPatience is how long work may take to return after its context has ended.
+const stopPatience = 3 * time.Second
 
 // outcome says what became of a message.
 type outcome string
@@ -196,9 +192,7 @@ func (p processor) release(ctx context.Context, d delivery, reason error) outcom
 // deadLetter works even when ctx has ended: such a message is not tried again only
 // because its first Job was told to stop.
 func (p processor) deadLetter(ctx context.Context, d delivery, reason error) outcome {
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), deadLetterTimeout)
-	defer cancel()
-	if err := d.DeadLetter(limited, reason.Error(), p.job); err != nil {
+	if err := d.DeadLetter(context.WithoutCancel(ctx), reason.Error(), p.job); err != nil {
 		return p.release(ctx, d, fmt.Errorf("%w, for a message that failed: %w", err, reason))
 	}
 	return p.end(ctx, deadLettered, reason)

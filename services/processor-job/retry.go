@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"time"
 
-	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 )
 
@@ -19,10 +18,9 @@ const (
 	tryTimeout = 15 * time.Second
 )
 
-// retry calls f with growing pauses until it succeeds, or fails in a way that
-// trying again does not mend, or ctx or the timeout ends. Its error is then the
-// last one of f, or the cause of ctx. RabbitMQ must refuse twice in a row: a connection
-// that is lost during the login looks like a wrong password.
+// retry calls f with growing pauses until it succeeds, or ctx or the timeout ends. Its
+// error is then the last one of f, or the cause of ctx. A refusal is tried again like all
+// else: it may be mended meanwhile, and a Job that ended at once would be replaced at once.
 func retry(ctx context.Context, timeout time.Duration, log *slog.Logger, f func(context.Context) error) error {
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -31,7 +29,7 @@ func retry(ctx context.Context, timeout time.Duration, log *slog.Logger, f func(
 		try, stop := context.WithTimeout(limited, tryTimeout)
 		err := f(try)
 		stop()
-		if err == nil || errors.Is(err, records.ErrDone) || errors.Is(err, queue.ErrRefused) && errors.Is(last, queue.ErrRefused) {
+		if err == nil || errors.Is(err, records.ErrDone) {
 			return err
 		}
 		// the error of the call that the timeout cut off says only that

@@ -41,6 +41,7 @@ func TestAPodsMemoryIsEnough(t *testing.T) {
 		"headers of a megabyte":            sendLongHeaders,
 		"eight readers, and slow ones":     readLongRecords,
 		"dead letters of 16 MiB":           listLongDeadLetters,
+		"many dead letters, slowly read":   listManyDeadLetters,
 		"clients that ask and do not read": askWithoutReading,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -183,6 +184,27 @@ func listLongDeadLetters(t *testing.T, app *running, q queue.Config, _ records.C
 		require.Regexp(t, "^(long)+$", letter.Body)
 	}
 	requireQueues(t, q, 0, letters)
+}
+
+// Control characters are six bytes each in JSON.
+func listManyDeadLetters(t *testing.T, app *running, q queue.Config, _ records.Config) {
+	letter := amqp.Publishing{
+		Body:    bytes.Repeat([]byte{1}, 8<<10),
+		Headers: amqp.Table{"dead-letter-reason": strings.Repeat("\x01", 8<<10)},
+	}
+	publishTo(t, q, q.DeadQueue(), slices.Repeat([]amqp.Publishing{letter}, 1000)...)
+	var waiting errgroup.Group
+	for range 150 { // these wait for the first byte, and then read nothing
+		conn := dial(t, app.addr)
+		require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(1<<10))
+		_, err := io.WriteString(conn, "GET /dead-letters HTTP/1.1\r\nHost: a\r\n\r\n")
+		require.NoError(t, err)
+		waiting.Go(func() error {
+			_, err := io.CopyN(io.Discard, conn, 1)
+			return err
+		})
+	}
+	require.NoError(t, waiting.Wait())
 }
 
 // Whoever sends requests and reads no answer is cut off.

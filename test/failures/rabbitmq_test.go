@@ -504,17 +504,15 @@ func TestTheQueueWasDeclaredOtherwise(t *testing.T) {
 	require.Equal(t, http.StatusServiceUnavailable, app.answers("/readyz"))
 	eventually(t, func() bool { return app.logged("the queue exists with other arguments") }, "the log says so")
 
-	began := time.Now()
-	j := startJob(t, "job", q, db, "RETRY_TIMEOUT=1h")
-	require.Equal(t, 1, j.exit(t))
-	require.Less(t, time.Since(began), patience, "trying again would not help")
-	require.Contains(t, j.Tail(1), "the queue exists with other arguments")
-	require.Contains(t, j.Tail(1), "set RABBITMQ_QUEUE")
+	j := startJob(t, "job", q, db, "RETRY_TIMEOUT=1h", "CLAIM_TIMEOUT=1h")
+	eventually(t, func() bool {
+		return j.logged("the queue exists with other arguments") && j.logged("set RABBITMQ_QUEUE")
+	}, "the Job says so")
 
 	_, err = ch.QueueDelete(q.Queue, false, false, false)
 	require.NoError(t, err)
 	app.sendUntilAccepted(t, "after")
-	require.Zero(t, startJob(t, "job", q, db).exit(t))
+	require.Zero(t, j.exit(t))
 	requireDone(t, db, "job", 1)
 }
 
@@ -560,6 +558,49 @@ func TestWrongCredentials(t *testing.T) {
 	app.sendUntilAccepted(t, "the-event")
 	require.Zero(t, startJob(t, "job", n.queue, db).exit(t))
 	requireDone(t, db, "job", 1)
+}
+
+// A message without an id has to be published again, which RabbitMQ does not take in an
+// alarm. The Job must not wait for its end.
+func TestAMessageWithoutAnIDInAnAlarm(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	db := contracttest.MongoDB(t)
+	contracttest.Consumer(t, n.queue)
+	publish(t, n.queue, amqp.Publishing{Body: []byte(`{"name":"a"}`)})
+	require.NoError(t, n.Ctl(t.Context(), "set_vm_memory_high_watermark", "0"))
+	j := startJob(t, "job", n.queue, db, "RETRY_TIMEOUT=1h")
+	require.Equal(t, 1, j.exit(t))
+	require.Contains(t, j.Tail(1), "give a message an id: RabbitMQ did not confirm the message: no answer within 5s")
+	require.NoError(t, n.Ctl(t.Context(), "set_vm_memory_high_watermark", "0.6"))
+	require.Zero(t, startJob(t, "job", n.queue, db, "CLAIM_TIMEOUT=1m").exit(t))
+	require.Equal(t, records.Done, all(t, db)[0].Status)
+}
+
+// RabbitMQ counts no messages in a queue whose leader is busy or away. That must not look
+// like a queue without dead letters.
+func TestTheDeadLettersAreNotKnown(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	app := startApp(t, n.queue, noDatabase())
+	app.eventually(t, "/readyz", http.StatusOK)
+	publishTo(t, n.queue, n.queue.DeadQueue(), event("dead"))
+	app.eventually(t, "/dead-letters", http.StatusOK)
+	leader := func(do string) {
+		require.NoError(t, n.Ctl(t.Context(), "eval", fmt.Sprintf(`sys:%s(list_to_atom("%%2F_%s")).`, do, n.queue.DeadQueue())))
+	}
+	redrive := func() int {
+		response, err := http.Post("http://"+app.addr+"/dead-letters/redrive?id=dead", "", nil)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		return response.StatusCode
+	}
+	leader("suspend")
+	require.Equal(t, http.StatusServiceUnavailable, app.answers("/dead-letters"))
+	require.Equal(t, http.StatusServiceUnavailable, redrive())
+	leader("resume")
+	eventually(t, func() bool { return redrive() == http.StatusOK }, "it is sent back")
+	requireQueues(t, n.queue, 1, 0)
 }
 
 // noDatabase is where no database is, for tests that need none.

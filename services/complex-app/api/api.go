@@ -44,7 +44,7 @@ type api struct {
 }
 
 // How many requests of a kind are served at a time. The others wait for a moment and
-// then get a 503. This bounds the memory, of which a pod has 64 MiB: an event has up to
+// then get a 503. This bounds the memory, of which a pod has 96 MiB: an event has up to
 // 64 KiB, a reader of records gets up to 4 MB from MongoDB at once, and two batches of
 // 4 MiB at a time were measured to take the process from 22 to at most 57 MiB.
 const (

@@ -6,8 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
+
+	"github.com/go-json-experiment/json"
 
 	"keda-p2/services/contract/queue"
 )
@@ -16,21 +17,31 @@ const (
 	// maxDeadLetters is the most that one answer lists: all of them are taken out of
 	// the queue while it is read.
 	maxDeadLetters = 1000
+	// maxWhichBytes is enough for every id, also when each byte is written as %xx.
+	maxWhichBytes = 1 << 10
 	// deadLetterTimeout bounds a look at the dead letters, or a redrive.
 	deadLetterTimeout = time.Minute
 )
 
 // handleDeadLetters answers with the dead letters, the oldest first, and leaves them in
-// their queue: GET /dead-letters. Requests that come during a look share its result.
+// their queue: GET /dead-letters. Requests that come during a look share its answer.
 func (a *api) handleDeadLetters(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), deadLetterTimeout)
 	defer cancel()
-	shared, err, _ := a.looks.Do("", func() (any, error) { return a.dead.List(ctx, maxDeadLetters) })
+	body, err, _ := a.looks.Do("", func() (any, error) { return a.look(ctx) })
 	a.rabbitMQ.note(r.Context(), err)
-	if err != nil {
-		return fmt.Errorf("list dead letters: %w", err)
+	if err == nil {
+		write(w, http.StatusOK, jsonType, body.([]byte))
 	}
-	dead := slices.Clone(shared.([]queue.DeadLetter))
+	return err
+}
+
+// look returns the answer to all requests that wait for it.
+func (a *api) look(ctx context.Context) (body []byte, err error) {
+	dead, err := a.dead.List(ctx, maxDeadLetters)
+	if err != nil {
+		return nil, fmt.Errorf("list dead letters: %w", err)
+	}
 	// RabbitMQ does not know which Job had a message last; its record does. Without
 	// MongoDB the dead letters are shown all the same.
 	var ids []string
@@ -45,7 +56,8 @@ func (a *api) handleDeadLetters(w http.ResponseWriter, r *http.Request) error {
 			dead[i].Job = cmp.Or(d.Job, jobs[d.ID])
 		}
 	}
-	return writeJSON(w, http.StatusOK, jsonType, dead)
+	body, err = json.Marshal(dead, encoding)
+	return append(body, '\n'), err
 }
 
 // handleRemove sends all dead letters back to the queue, or the one with the id in the
@@ -75,7 +87,7 @@ func (a *api) handleRemove(remove func(deadLetters, context.Context, string) (in
 
 // whichDead returns the id of the one dead letter that is meant, or "" for all.
 func whichDead(w http.ResponseWriter, r *http.Request) (string, error) {
-	input, _, err := readInput(w, r, maxRequestBytes, formType)
+	input, _, err := readInput(w, r, maxWhichBytes, formType)
 	if err != nil {
 		return "", err
 	}

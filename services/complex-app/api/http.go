@@ -84,13 +84,11 @@ func (a *api) throttle(n int64) func(http.Handler) http.Handler {
 	busy := a.answer(func(http.ResponseWriter, *http.Request) error { return errBusy })
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if !places.TryAcquire(1) {
-				ctx, cancel := context.WithTimeout(r.Context(), throttleTimeout)
-				defer cancel()
-				if places.Acquire(ctx, 1) != nil {
-					busy(w, r)
-					return
-				}
+			ctx, cancel := context.WithTimeout(r.Context(), throttleTimeout)
+			defer cancel()
+			if places.Acquire(ctx, 1) != nil {
+				busy(w, r)
+				return
 			}
 			defer places.Release(1)
 			next.ServeHTTP(w, r)
@@ -122,10 +120,12 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, value any)
 
 // write ignores an error of the connection: the client is gone.
 func write(w http.ResponseWriter, status int, contentType string, body []byte) {
-	setWriteDeadline(w)
 	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
-	_, _ = w.Write(body)
+	for part := range slices.Chunk(body, flushBytes) {
+		setWriteDeadline(w)
+		_, _ = w.Write(part)
+	}
 }
 
 // readInput reads a whole body of one of the given types, or the query when there is no

@@ -5,12 +5,14 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"maps"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/contract/records"
 )
@@ -133,7 +135,7 @@ func (s *state) setCounts(n queue.Counts, isUp bool, err error) {
 		s.ready, s.dead = nil, nil
 	}
 	// the curve gets the queue's depth when it has changed
-	if n := len(s.depth); n == 0 || !equal(s.depth[n-1].Ready, s.ready) {
+	if n := len(s.depth); n == 0 || !reflect.DeepEqual(s.depth[n-1].Ready, s.ready) {
 		s.seq++
 		s.depth = append(s.depth[max(0, n+1-maxSamples):], sample{At: s.queueAt, Ready: s.ready, seq: s.seq})
 	}
@@ -221,7 +223,7 @@ func (s *state) setDead(letters []queue.DeadLetter) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, d := range letters {
-		letters[i].Body, letters[i].Reason = records.Shorten(d.Body, maxBytes), records.Shorten(d.Reason, maxBytes)
+		letters[i].Body, letters[i].Reason = contract.Shorten(d.Body, maxBytes), contract.Shorten(d.Reason, maxBytes)
 		letters[i].Job = cmp.Or(d.Job, s.records[d.ID].Job)
 	}
 	s.lettersAt = time.Now()
@@ -315,11 +317,7 @@ func (s *state) changesAfter(after uint64) changes {
 
 func newRecord(r records.Record) record {
 	runs := slices.SortedFunc(slices.Values(r.Runs), func(a, b records.Run) int { return a.ClaimedAt.Compare(b.ClaimedAt) })
-	r.Name, r.Content, r.Error = records.Shorten(r.Name, maxBytes), records.Shorten(r.Content, maxBytes), records.Shorten(r.Error, maxBytes)
+	r.Name, r.Content, r.Error = contract.Shorten(r.Name, maxBytes), contract.Shorten(r.Content, maxBytes), contract.Shorten(r.Error, maxBytes)
 	r.Runs = nil
 	return record{Record: r, Runs: runs[max(0, len(runs)-maxRuns):], ChangedAt: r.ChangedAt}
-}
-
-func equal[T comparable](a, b *T) bool {
-	return a == b || a != nil && b != nil && *a == *b
 }

@@ -60,13 +60,9 @@ func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, er
 		if ctx.Err() != nil { // told to stop: take no message any more
 			return nil, context.Cause(ctx)
 		}
-		late := time.AfterFunc(answerTimeout, func() { _ = c.conn.CloseDeadline(time.Now()) })
-		raw, ok, err := c.ch.Get(c.cfg.Queue, false)
-		if !late.Stop() {
-			return nil, fmt.Errorf("get from %s: no answer within %s", c.cfg.Queue, answerTimeout)
-		}
+		raw, ok, err := get(c.conn, c.ch, c.cfg.Queue)
 		if err != nil {
-			return nil, fmt.Errorf("get from %s: %w", c.cfg.Queue, c.cfg.explain(err))
+			return nil, c.cfg.explain(err)
 		}
 		if ok && raw.MessageId == "" {
 			if err := c.giveID(ctx, raw); err != nil {
@@ -85,6 +81,19 @@ func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, er
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// get takes a message out of a queue, or closes the connection when no answer comes.
+func get(conn *amqp.Connection, ch *amqp.Channel, queue string) (d amqp.Delivery, ok bool, err error) {
+	late := time.AfterFunc(answerTimeout, func() { _ = conn.CloseDeadline(time.Now()) })
+	d, ok, err = ch.Get(queue, false)
+	if !late.Stop() {
+		err = errNoAnswer
+	}
+	if err != nil {
+		err = fmt.Errorf("get from %s: %w", queue, err)
+	}
+	return d, ok, err
 }
 
 // giveID replaces a message of another program that has no message-id, by which a
@@ -144,16 +153,18 @@ func (d *Delivery) DeadLetter(ctx context.Context, reason, job string) error {
 	return d.Ack()
 }
 
-// publish puts one message into a queue and waits for its confirm. Do not use the
-// consumer after it has failed.
+// publish puts one message into a queue and waits for its confirm, at most answerTimeout.
+// Do not use the consumer after it has failed.
 func (c *Consumer) publish(ctx context.Context, key string, m amqp.Publishing) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
+	defer cancel()
 	confirmation, err := c.ch.PublishWithDeferredConfirm("", key, true, false, m)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
 	switch acked, err := confirmation.WaitContext(ctx); {
 	case err != nil:
-		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, context.Cause(ctx))
 	case !acked:
 		return ErrUnconfirmed
 	case len(c.returned) > 0:

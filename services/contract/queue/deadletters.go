@@ -14,8 +14,8 @@ import (
 var (
 	// ErrNoDeadLetter means that there is no dead letter with the given id.
 	ErrNoDeadLetter = errors.New("there is no dead letter with this id")
-	// ErrCutShort means that the context ended before all was done.
-	ErrCutShort = errors.New("the time was up before all dead letters were seen")
+	// ErrCutShort means that not all was done: the context ended, or letters did not come.
+	ErrCutShort = errors.New("not all dead letters were seen")
 )
 
 const (
@@ -126,17 +126,24 @@ const (
 // removed.
 func (d *DeadLetters) visit(ctx context.Context, limit int, see func(amqp.Delivery) fate) (removed int, err error) {
 	err = d.alone(ctx, func() error {
-		dead, err := d.ch.QueueDeclarePassive(d.cfg.DeadQueue(), true, false, false, false, nil)
-		if err != nil {
+		// a queue's count would be 0 also when its leader is silent for 250 ms
+		first, ok, err := get(d.conn, d.ch, d.cfg.DeadQueue())
+		if err != nil || !ok {
+			return err
+		}
+		if err := first.Nack(false, true); err != nil {
 			return err
 		}
 		// no more than are there now: a copy must not be seen, and one that is sent back
 		// may die again
-		left := min(limit, dead.Messages)
+		left := min(limit, 1+int(first.MessageCount))
 		for size := 1; left > 0 && ctx.Err() == nil; {
 			r, err := d.round(min(size, left), see)
-			if err != nil || r.seen == 0 { // somebody else has taken the rest
+			if err != nil {
 				return err
+			}
+			if r.seen == 0 {
+				return fmt.Errorf("%w: %d that were counted did not come", ErrCutShort, left)
 			}
 			removed += r.removed
 			left -= r.seen
@@ -168,7 +175,7 @@ func (d *DeadLetters) round(n int, see func(amqp.Delivery) fate) (r round, err e
 		return r, err
 	}
 	cancel := func() { _ = d.ch.Cancel(tag, false) } // which ends the loop
-	stalled := time.AfterFunc(patience, cancel)      // somebody else has taken the rest
+	stalled := time.AfterFunc(patience, cancel)      // the queue has no leader, or somebody has emptied it
 	defer stalled.Stop()
 	var copies []*amqp.DeferredConfirmation
 	for l := range letters {

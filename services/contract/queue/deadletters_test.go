@@ -34,6 +34,21 @@ func kill(t *testing.T, c queue.Config) {
 	contracttest.Waiting(t, ch, c.DeadQueue(), 1)
 }
 
+// RabbitMQ takes a message's headers in one frame, of 128 KiB.
+func TestALongReasonIsCut(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	consumer := contracttest.Consumer(t, c)
+	require.NoError(t, contracttest.Channel(t, c).Publish("", c.Queue, true, false, amqp.Publishing{MessageId: "a"}))
+	d, err := consumer.Claim(t.Context(), contracttest.Patience)
+	require.NoError(t, err)
+	require.NoError(t, d.DeadLetter(t.Context(), strings.Repeat("long ", 50_000), "job"))
+	dead, err := deadLetters(t, c).List(t.Context(), 1)
+	require.NoError(t, err)
+	require.Len(t, dead, 1)
+	require.Regexp(t, "^(long ){200,}.{0,4}…$", dead[0].Reason)
+}
+
 // refuse lets a worker give up n messages, refused-0 and so on.
 func refuse(t *testing.T, c queue.Config, n int) {
 	t.Helper()

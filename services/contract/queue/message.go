@@ -32,9 +32,10 @@ const (
 
 var traceHeaders = []string{"traceparent", "tracestate"}
 
-// shownBytes is how much of a dead letter's body is listed: many whole ones would need
-// more memory than complex-app has.
-const shownBytes = 4 << 10
+// shownBytes is how much of a dead letter's body and of its reason is listed: a thousand
+// whole ones would need more memory than complex-app has. And a longer reason may not fit
+// into the frame that RabbitMQ takes a message's headers in.
+const shownBytes = 1 << 10
 
 // encode returns a message as it is sent.
 func encode(m contract.Message) (amqp.Publishing, error) {
@@ -98,7 +99,7 @@ func republish(d amqp.Delivery) amqp.Publishing {
 // bury returns a message as a dead letter.
 func bury(d amqp.Delivery, reason, job string) amqp.Publishing {
 	m := republish(d)
-	m.Headers[deadReason] = reason
+	m.Headers[deadReason] = contract.Shorten(reason, shownBytes)
 	m.Headers[deadAttempts] = int64(attempt(d))
 	m.Headers[deadJob] = job
 	m.Headers[deadTime] = time.Now().UTC().Format(time.RFC3339)
@@ -130,7 +131,7 @@ func readDeadLetter(d amqp.Delivery, maxAttempts int) DeadLetter {
 	body := string(d.Body[:min(len(d.Body), shownBytes)])
 	dead := DeadLetter{ID: d.MessageId, Body: strings.ToValidUTF8(body, "\uFFFD"), SentAt: sentAt(d)}
 	if reason := header[string](d, deadReason); reason != "" { // a worker gave it up
-		dead.Reason = reason
+		dead.Reason = contract.Shorten(reason, shownBytes)
 		dead.Attempts = int(header[int64](d, deadAttempts))
 		dead.Job = header[string](d, deadJob)
 		dead.DeadAt, _ = time.Parse(time.RFC3339, header[string](d, deadTime))

@@ -22,7 +22,7 @@ const (
 	// A stalled connection is given up after three missed heartbeats.
 	heartbeat = 5 * time.Second
 	// answerTimeout bounds dialling with TLS and login, then the declaration of the queues,
-	// and each request for a message; connectTimeout bounds the wait for one address, which
+	// each request for a message, and the wait for a consumer's confirm; connectTimeout bounds the wait for one address, which
 	// may be that of a node that is cut off; writeTimeout bounds a write to a broker that
 	// has stopped reading, as it does in an alarm.
 	answerTimeout  = 5 * time.Second
@@ -31,9 +31,7 @@ const (
 	closeTimeout   = 5 * time.Second
 )
 
-// ErrRefused means that RabbitMQ refuses the login, a permission or the queue's
-// arguments. Trying again does not help.
-var ErrRefused = errors.New("RabbitMQ refuses")
+var errNoAnswer = fmt.Errorf("no answer within %s", answerTimeout)
 
 // Config says where RabbitMQ is. Its variables begin with RABBITMQ_.
 type Config struct {
@@ -130,11 +128,11 @@ func (c Config) explain(err error) error {
 	}
 	switch code := refused.Code; {
 	case code == amqp.PreconditionFailed:
-		return fmt.Errorf("%w: the queue exists with other arguments: %w. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/operations.md, A queue of an earlier version)", ErrRefused, err)
+		return fmt.Errorf("RabbitMQ refuses: the queue exists with other arguments: %w. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/operations.md, A queue of an earlier version)", err)
 	case code == amqp.NotFound:
-		return fmt.Errorf("%w: %w, and the user %q may not declare it: declare it first, or allow the user to (docs/production.md, RabbitMQ's permissions)", ErrRefused, err, c.User)
+		return fmt.Errorf("RabbitMQ refuses: %w, and the user %q may not declare it: declare it first, or allow the user to (docs/production.md, RabbitMQ's permissions)", err, c.User)
 	case code == amqp.AccessRefused, code == amqp.NotAllowed && !strings.Contains(refused.Reason, "limit"): // of connections, which passes
-		return fmt.Errorf("%w: %w. Check RABBITMQ_USER, RABBITMQ_PASSWORD and RABBITMQ_VHOST, and the permissions of the user %q (docs/production.md, RabbitMQ's permissions)", ErrRefused, err, c.User)
+		return fmt.Errorf("RabbitMQ refuses: %w. Check RABBITMQ_USER, RABBITMQ_PASSWORD and RABBITMQ_VHOST, and the permissions of the user %q (docs/production.md, RabbitMQ's permissions)", err, c.User)
 	}
 	return err
 }
@@ -168,7 +166,7 @@ func open(ctx context.Context, c Config, name string) (*amqp.Connection, *amqp.C
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, fmt.Errorf("no answer within %s", answerTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
 	defer cancel()
 	// the library's calls know no context: closing the connection ends them
 	stop := context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })

@@ -260,7 +260,7 @@ func (s *Store) Finish(ctx context.Context, id string) error {
 // Retrying or Failed. A record that is done stays done.
 func (s *Store) Fail(ctx context.Context, id string, status Status, reason string) error {
 	_, err := s.update(ctx, "fail", id, bson.D{
-		{Key: "$set", Value: bson.D{{Key: "status", Value: status}, {Key: "error", Value: Shorten(reason, maxErrorBytes)}}},
+		{Key: "$set", Value: bson.D{{Key: "status", Value: status}, {Key: "error", Value: contract.Shorten(reason, maxErrorBytes)}}},
 	})
 	return err
 }
@@ -273,16 +273,6 @@ func (s *Store) update(ctx context.Context, verb, id string, change bson.D) (boo
 		bson.D{{Key: "_id", Value: id}, {Key: "status", Value: bson.D{{Key: "$ne", Value: Done}}}},
 		append(change, bson.E{Key: "$currentDate", Value: bson.D{{Key: "changedAt", Value: true}}}))
 	return err == nil && result.MatchedCount > 0, wrap(verb, id, err)
-}
-
-// Shorten returns the text's first bytes as valid UTF-8, and "…" for the rest. The result
-// does not keep all of the text in memory.
-func Shorten(text string, maxBytes int) string {
-	text = strings.ToValidUTF8(text, "\uFFFD")
-	if len(text) <= maxBytes {
-		return text
-	}
-	return strings.ToValidUTF8(text[:maxBytes], "") + "…"
 }
 
 func wrap(verb, id string, err error) error {
