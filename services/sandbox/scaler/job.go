@@ -120,6 +120,7 @@ func (s *Scaler) logFile(j *Job) string { return filepath.Join(s.c.Dir, j.Pod+".
 func (s *Scaler) watch(j *Job, p *process.Process, url string) {
 	spec := s.c.Job
 	var probes, deadline <-chan time.Time // never, unless the manifest has them
+	ready := readiness{threshold: spec.ProbeFailures}
 	if spec.ProbePath == "" {
 		s.setReady(j, true)
 	} else {
@@ -133,7 +134,7 @@ func (s *Scaler) watch(j *Job, p *process.Process, url string) {
 	for {
 		select {
 		case <-probes:
-			s.setReady(j, succeeds(url))
+			s.setReady(j, ready.after(succeeds(url)))
 		case <-deadline:
 			p.Stop(spec.Grace)
 			s.finish(j, Failed, fmt.Sprintf("DeadlineExceeded: it ran for more than %s", spec.Deadline))
@@ -151,6 +152,22 @@ func (s *Scaler) watch(j *Job, p *process.Process, url string) {
 			return
 		}
 	}
+}
+
+// readiness is what the kubelet makes of a pod's probes: one success makes it ready, and
+// only so many failures in a row take that back.
+type readiness struct {
+	ready               bool
+	failures, threshold int64
+}
+
+func (r *readiness) after(success bool) bool {
+	if success {
+		r.ready, r.failures = true, 0
+	} else if r.failures++; r.failures >= r.threshold {
+		r.ready = false
+	}
+	return r.ready
 }
 
 // succeeds makes one readiness probe.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -36,6 +37,7 @@ type ScaledJob struct {
 	Grace                            time.Duration // from SIGTERM to SIGKILL
 	ProbePath                        string        // of the readiness probe; without one a pod is ready when it runs
 	ProbePeriod                      time.Duration
+	ProbeFailures                    int64 // in a row, until a ready pod is no longer ready
 
 	// Command, Args and the values of Env may contain PodName and the paths of Folders.
 	Command    []string // in place of the image's program
@@ -136,8 +138,8 @@ type container struct {
 			Path, Scheme string
 			Port         any // of the container; a process gets its own
 		}
-		PeriodSeconds                    *int64
-		TimeoutSeconds, FailureThreshold any
+		PeriodSeconds, FailureThreshold *int64
+		TimeoutSeconds                  any
 	}
 
 	Image, ImagePullPolicy, Ports, Resources, SecurityContext any
@@ -366,18 +368,19 @@ func parse(document []byte, known objects) (ScaledJob, error) {
 		}
 	}
 	if probe := worker.ReadinessProbe; probe != nil && probe.HTTPGet != nil {
-		j.ProbePath, j.ProbePeriod = probe.HTTPGet.Path, seconds(or(probe.PeriodSeconds, 10))
+		j.ProbePath, j.ProbePeriod, j.ProbeFailures = probe.HTTPGet.Path, seconds(or(probe.PeriodSeconds, 10)), or(probe.FailureThreshold, 3)
 		must(j.ProbePath != "" && j.ProbePeriod > 0, "the readiness probe has no httpGet.path or a period of 0")
 		must(cmp.Or(probe.HTTPGet.Scheme, "HTTP") == "HTTP", "the readiness probe's scheme is %s, not HTTP", probe.HTTPGet.Scheme)
 	} else if probe != nil {
 		must(!j.PendingUntilReady, "the readiness probe has no httpGet, and pendingPodConditions need its answer")
 	}
 	j.readEnv(worker, m, known, must)
-	url := cmp.Or(trigger.Metadata.Host, j.Env[trigger.Metadata.HostFromEnv])
+	address := cmp.Or(trigger.Metadata.Host, j.Env[trigger.Metadata.HostFromEnv])
 	protocol := cmp.Or(trigger.Metadata.Protocol, "auto")
 	if protocol == "auto" {
-		protocol, _, _ = strings.Cut(cmp.Or(url, "amqp"), ":")
+		protocol, _, _ = strings.Cut(cmp.Or(address, "amqp"), ":")
 	}
+	j.checkSettings(address, must)
 	must(protocol == "amqp" || protocol == "amqps", "the trigger's protocol is %q, not amqp; over http KEDA counts other messages", protocol)
 
 	for _, text := range worker.Command {
@@ -388,6 +391,23 @@ func parse(document []byte, known objects) (ScaledJob, error) {
 	}
 	j.readFolders(worker, pod.Volumes, known, must)
 	return j, errors.Join(problems...)
+}
+
+// checkSettings compares what the manifest says twice: to KEDA or Kubernetes, and to the
+// worker in its variables.
+func (j *ScaledJob) checkSettings(kedaURL string, must func(ok bool, format string, args ...any)) {
+	if name, ok := j.Env["RABBITMQ_QUEUE"]; ok {
+		must(name == j.Queue, "KEDA counts the queue %q (queueName), and the worker reads %q (RABBITMQ_QUEUE)", j.Queue, name)
+	}
+	if vhost, ok := j.Env["RABBITMQ_VHOST"]; ok {
+		if u, err := url.Parse(kedaURL); err == nil && u.Host != "" {
+			counted := cmp.Or(strings.TrimPrefix(u.Path, "/"), "/")
+			must(counted == cmp.Or(vhost, "/"), "KEDA counts in the virtual host %q (the path of its address), and the worker reads in %q (RABBITMQ_VHOST)", counted, vhost)
+		}
+	}
+	if work, err := time.ParseDuration(j.Env["WORK_TIMEOUT"]); err == nil && j.Deadline > 0 {
+		must(work < j.Deadline, "WORK_TIMEOUT is %s and activeDeadlineSeconds %s: Kubernetes would stop the Job before its attempt has failed", work, j.Deadline)
+	}
 }
 
 // unknown calls found with each field of value that type t does not have.

@@ -43,6 +43,7 @@ spec:
               - secretRef: {name: logins}
             env:
               - {name: RABBITMQ_HOST, value: rabbitmq}
+              - {name: RABBITMQ_VHOST, value: /}
               - {name: RABBITMQ_USER, value: wins}
               - name: POD_NAME
                 valueFrom: {fieldRef: {fieldPath: metadata.name}}
@@ -91,9 +92,9 @@ func TestLoad(t *testing.T) {
 		PendingUntilReady: true,
 		SuccessfulHistory: 4, FailedHistory: 3,
 		Deadline: 10 * time.Minute, Grace: 7 * time.Second,
-		ProbePath: "/readyz", ProbePeriod: time.Second,
+		ProbePath: "/readyz", ProbePeriod: time.Second, ProbeFailures: 3,
 		Env: map[string]string{
-			"RABBITMQ_HOST": "rabbitmq", "RABBITMQ_USER": "wins", "RABBITMQ_PASSWORD": `a/b?c#d%"\`,
+			"RABBITMQ_HOST": "rabbitmq", "RABBITMQ_VHOST": "/", "RABBITMQ_USER": "wins", "RABBITMQ_PASSWORD": `a/b?c#d%"\`,
 			"token": "secret", "TOKEN": "secret", "POD_NAME": PodName,
 		},
 	}, j)
@@ -153,6 +154,9 @@ func TestLoadErrors(t *testing.T) {
 		"a probe with TLS":     {"port: probe}", "port: probe, scheme: HTTPS}", "scheme is HTTPS"},
 		"http, automatically":  {"protocol: amqp", "host: http://rabbitmq:15672/", `protocol is "http"`},
 		"a missing ConfigMap":  {"secretRef: {name: logins}", "configMapRef: {name: logins}", `no manifest of a ConfigMap "logins"`},
+		"another queue":        {"RABBITMQ_HOST, value: rabbitmq}", "RABBITMQ_QUEUE, value: other}", `the queue "task_queue" (queueName), and the worker reads "other"`},
+		"another vhost":        {"protocol: amqp", "host: amqp://rabbitmq:5672/media", `virtual host "media" (the path of its address), and the worker reads in "/"`},
+		"a late timeout":       {"RABBITMQ_HOST, value: rabbitmq}", "WORK_TIMEOUT, value: 10m}", "WORK_TIMEOUT is 10m0s and activeDeadlineSeconds 10m0s"},
 		"a missing volume":     {"            env:\n", "            volumeMounts: [{name: none, mountPath: /x}]\n            env:\n", `the volume "none"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -186,6 +190,7 @@ func TestLoadDeploy(t *testing.T) {
 	require.Equal(t, j.Queue, j.Env["RABBITMQ_QUEUE"], "KEDA would count another queue than the worker's")
 	require.Equal(t, "accurate", j.Strategy.Name)
 	require.True(t, j.PendingUntilReady)
+	require.GreaterOrEqual(t, time.Duration(j.ProbeFailures)*j.ProbePeriod, time.Minute, "work that keeps the CPU busy may miss probes, and must not be pending again")
 	require.NotEmpty(t, j.Env["RABBITMQ_HOST"])
 	require.NotEmpty(t, j.Env["RABBITMQ_PASSWORD"])
 }

@@ -86,7 +86,7 @@ func newScaler(t *testing.T, part string, change func(*Config)) (*Scaler, *logs)
 			PendingUntilReady: true,
 			SuccessfulHistory: 5, FailedHistory: 5,
 			Grace:     time.Minute,
-			ProbePath: "/readyz", ProbePeriod: 20 * time.Millisecond,
+			ProbePath: "/readyz", ProbePeriod: 20 * time.Millisecond, ProbeFailures: 3,
 			Env: map[string]string{"PLAY": part, "RABBITMQ_HOST": "manifest", "RABBITMQ_USER": "user", "POD_NAME": PodName},
 		},
 		Processor: os.Args[0],
@@ -226,6 +226,17 @@ func TestPendingUntilReady(t *testing.T) {
 		require.Equal(t, [2]int64{1, 0}, counts(s))
 		s.stop()
 	})
+}
+
+func TestReadiness(t *testing.T) {
+	t.Parallel()
+	r := readiness{threshold: 3}
+	for i, probe := range []struct{ success, ready bool }{
+		{false, false}, {true, true}, {false, true}, {false, true}, {true, true},
+		{false, true}, {false, true}, {false, false}, {false, false}, {true, true},
+	} {
+		require.Equal(t, probe.ready, r.after(probe.success), "probe %d", i)
+	}
 }
 
 func TestDeadline(t *testing.T) {
