@@ -56,6 +56,12 @@ func strangers(t *testing.T, c cluster) {
 	})
 	c.startStranger(t, c.namespace+"-other")
 	require.Empty(t, c.reaches(t, c.namespace+"-other", targets), "reached from another namespace")
+
+	// a second worker goes by its label
+	c.startPod(t, c.namespace, "--labels=app.kubernetes.io/name=thumbnails,app.kubernetes.io/part-of=keda-p2")
+	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) {
+		require.Equal(collect, []string{"MongoDB", "MongoDB's pod", "RabbitMQ", "complex-app's pod", "the API"}, c.reaches(collect, c.namespace, targets))
+	})
 }
 
 // fiveJobs sends the tutorial's events from a pod that the firewall knows already. The
@@ -114,7 +120,14 @@ func (c cluster) startStranger(t *testing.T, namespace string) {
 	_, err := c.Try(t.Context(), fmt.Sprintf(`{"apiVersion":"v1","kind":"Namespace","metadata":{"name":%q,"ownerReferences":[{"apiVersion":"v1","kind":"Namespace","name":%q,"uid":%q}]}}`,
 		namespace, c.namespace, owner), "kubectl", "create", "-f", "-")
 	require.NoError(t, err)
-	c.Run(t, "kubectl", "run", "client", "-n", namespace, "--image=curlimages/curl", "--image-pull-policy=IfNotPresent", "--", "sleep", "infinity")
+	c.startPod(t, namespace)
+}
+
+// startPod starts the pod "client" with curl.
+func (c cluster) startPod(t *testing.T, namespace string, options ...string) {
+	t.Helper()
+	args := append([]string{"run", "client", "-n", namespace, "--image=curlimages/curl", "--image-pull-policy=IfNotPresent"}, options...)
+	c.Run(t, "kubectl", append(args, "--", "sleep", "infinity")...)
 	c.Run(t, "kubectl", "wait", "-n", namespace, "--for=condition=Ready", "pod/client", "--timeout", "2m")
 }
 
