@@ -60,7 +60,7 @@ func Records(registry prometheus.Registerer, s store, log *slog.Logger) {
 	)
 	histogram := func(name, help string) prometheus.Histogram {
 		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help + counted,
-			Buckets: []float64{.1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600}})
+			Buckets: []float64{.1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800}})
 	}
 	registry.MustRegister(&recordCollector{store: s, log: log,
 		waiting:    histogram("keda_p2_record_waiting_seconds", "From POST /send until a Job first claimed the message."),
