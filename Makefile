@@ -1,5 +1,5 @@
-# make help lists what there is to do. Everything needs Go; what else is needed
-# is installed on Debian when root runs it, or named when it is missing.
+# make help lists what there is to do. Everything needs Go. What else is needed is taken
+# from Debian's packages, some of it only by root, or named when it is missing.
 
 SHELL       := /bin/bash
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -149,7 +149,7 @@ bench: build ## ratios to the raw clients: BENCH=send,data ROUNDS=5 OLD=folder o
 	@bin/sandbox exec -- bin/bench -only '$(BENCH)' -rounds $(or $(ROUNDS),5) -old '$(OLD)' -json '$(JSON)'
 
 .PHONY: scaling
-scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts VARIANTS=all REPEAT=3 PICTURES=folder JSON=file BUDGET=1
+scaling: ## measure the scaling on the cluster of KUBECONFIG: LOADS=five,bursts VARIANTS=all REPEAT=3 PICTURES=folder JSON=file COMPARE=file BUDGET=1
 	@cd test && go run ./measure/scaling $(if $(LOADS),-loads $(LOADS)) $(if $(VARIANTS),-variants $(VARIANTS)) $(if $(REPEAT),-repeat $(REPEAT)) \
 		$(if $(PICTURES),-pictures $(abspath $(PICTURES))) $(if $(JSON),-json $(abspath $(JSON))) $(if $(BUDGET),-budget) $(if $(COMPARE),-compare $(abspath $(COMPARE)))
 

@@ -310,9 +310,10 @@ func copyTree(t *testing.T, to string) {
 // testNames checks that the second worker and its complex-app share no name with the
 // first ones, and that build-images.sh builds it.
 func testNames(t *testing.T, dir string) {
-	first, second := names(t, dir, "00-config.yaml", "processor-job.yaml", "complex-app.yaml"), names(t, dir, "00-thumbnails-config.yaml", "thumbnails.yaml", "thumbnails-app.yaml")
+	first, second := names(t, dir, "processor-job.yaml", "complex-app.yaml"), names(t, dir, "thumbnails.yaml", "thumbnails-app.yaml")
+	first["RABBITMQ_QUEUE"], first["MONGODB_COLLECTION"] = "task_queue", "sample-collection" // from 00-config.yaml
 	require.Len(t, second, len(first))
-	require.Equal(t, second["RABBITMQ_QUEUE of ConfigMap"], second["queueName"])
+	require.Equal(t, second["RABBITMQ_QUEUE"], second["queueName"])
 	for what, name := range first {
 		if what == "image of Deployment" {
 			require.Equal(t, name, second[what])
@@ -324,6 +325,9 @@ func testNames(t *testing.T, dir string) {
 	script, err := os.ReadFile(filepath.Join(dir, "build-images.sh"))
 	require.NoError(t, err)
 	require.Contains(t, string(script), "\nSERVICES='complex-app processor-job thumbnails'\n")
+	base, err := os.ReadFile(filepath.Join(dir, "deploy", "Kustomization"))
+	require.NoError(t, err)
+	require.Contains(t, string(base), "\n  - thumbnails.yaml\n  - thumbnails-app.yaml\n")
 }
 
 // names returns all that must differ between two workers, by what it names.
@@ -363,11 +367,12 @@ func names(t *testing.T, dir string, files ...string) map[string]string {
 				found["authenticationRef"] = o.Spec.Triggers[0].AuthenticationRef.Name
 			}
 			for what, line := range map[string]string{
-				"RESULTS": `- name: RESULTS\n *value: (\S+)`, "envFrom": `configMapRef:\n *name: (\S+)`,
-				"RABBITMQ_QUEUE": `RABBITMQ_QUEUE: (\S+)`, "MONGODB_COLLECTION": `MONGODB_COLLECTION: (\S+)`,
+				"RESULTS":        `- name: RESULTS\n *value: (\S+)`,
+				"RABBITMQ_QUEUE": `- {name: RABBITMQ_QUEUE, value: (\S+)}`, "MONGODB_COLLECTION": `- {name: MONGODB_COLLECTION, value: (\S+)}`,
 			} {
-				if value := regexp.MustCompile(`(?m)^[- ]*` + line).FindStringSubmatch(document); value != nil {
-					found[what+" of "+o.Kind] = value[1]
+				if value := regexp.MustCompile(`(?m)^ *` + line).FindStringSubmatch(document); value != nil {
+					require.Contains(t, []string{"", value[1]}, found[what], "worker and complex-app differ")
+					found[what] = value[1]
 				}
 			}
 			if image := regexp.MustCompile(`(?m)^ *image: (\S+)`).FindStringSubmatch(document); image != nil {
