@@ -116,7 +116,9 @@ func (j *ScaledJob) readFolders(c container, volumes []volume, known objects, mu
 			what = "each Job has a folder with the files of the " + kind + " " + name
 		}
 		j.Folders = append(j.Folders, f)
-		j.Notes = append(j.Notes, fmt.Sprintf("volumeMounts: %s, to which %s leads in variables and arguments, but not in code", what, f.MountPath))
+		if f.MountPath != "/tmp" { // which is TMPDIR
+			j.Notes = append(j.Notes, fmt.Sprintf("volumeMounts: %s, to which %s leads in variables and arguments, but not in code", what, f.MountPath))
+		}
 	}
 	if slices.ContainsFunc(j.Folders, func(f Folder) bool { return isBelow(c.WorkingDir, f.MountPath) }) {
 		j.WorkingDir = c.WorkingDir
