@@ -107,6 +107,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	adminRoutes.Handle("GET /readyz", router)
 	adminRoutes.Handle("GET /metrics", observe.Handler(registry)) // optional: observe
 	server, admin := newServer(router, log), newServer(adminRoutes, log)
+	admin.ReadTimeout = readHeaderTimeout
 	failed := make(chan error, 2)
 	go func() { failed <- server.Serve(listener) }()
 	if adminListener != nil {

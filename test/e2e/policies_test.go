@@ -62,6 +62,7 @@ func strangers(t *testing.T, c cluster) {
 	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) {
 		require.Equal(collect, []string{"MongoDB", "MongoDB's pod", "RabbitMQ", "complex-app's pod", "the API"}, c.reaches(collect, c.namespace, targets))
 	})
+	c.Run(t, "kubectl", "delete", "pod", "client", "--now")
 }
 
 // fiveJobs sends the tutorial's events from a pod that the firewall knows already. The

@@ -132,6 +132,8 @@ func TestSlowRequests(t *testing.T) {
 		"a body that is not asked": {"GET /data HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n", 10*time.Second + slack},
 		"a body of a redrive":      {"POST /dead-letters/redrive HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n", 10*time.Second + slack},
 		"a body for nobody":        {"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n", 10*time.Second + slack},
+		"a body for the page":      {"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n", 10*time.Second + slack},
+		"a body for its events":    {"GET /events HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n", 10*time.Second + slack},
 		"a body with a bad key":    {"POST /send HTTP/1.1\r\nHost: a\r\nIdempotency-Key: a b\r\nContent-Length: 60000\r\n\r\n", 10*time.Second + slack},
 	} {
 		t.Run(name, func(t *testing.T) {

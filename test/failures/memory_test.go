@@ -37,7 +37,8 @@ func TestAPodsMemoryIsEnough(t *testing.T) {
 		"batches of four million newlines": func(t *testing.T, app *running, _ queue.Config, _ records.Config) {
 			sendBatches(t, app, strings.Repeat("\n", 4<<20-1)+"x", http.StatusRequestEntityTooLarge)
 		},
-		"800 events of 60 KB at once":      sendLongEvents,
+		"800 events of 60 KB at once":      sendLongEvents("application/json", `{"name":"a","content":"`+strings.Repeat("x", 60_000)+`"}`),
+		"800 events of 360 KB as JSON":     sendLongEvents("application/x-www-form-urlencoded", "name=a&content="+strings.Repeat("\x01", 60_000)),
 		"headers of a megabyte":            sendLongHeaders,
 		"eight readers, and slow ones":     readLongRecords,
 		"dead letters of 16 MiB":           listLongDeadLetters,
@@ -79,30 +80,31 @@ func sendBatches(t *testing.T, app *running, body string, status int) {
 	require.NoError(t, clients.Wait())
 }
 
-func sendLongEvents(t *testing.T, app *running, q queue.Config, _ records.Config) {
-	const events = 800
-	body := `{"name":"a","content":"` + strings.Repeat("x", 60_000) + `"}`
-	var clients errgroup.Group
-	for range events {
-		clients.Go(func() error {
-			for {
-				response, err := http.Post("http://"+app.addr+"/send", "application/json", strings.NewReader(body))
-				if err != nil {
-					return err
+func sendLongEvents(mediaType, body string) func(*testing.T, *running, queue.Config, records.Config) {
+	return func(t *testing.T, app *running, q queue.Config, _ records.Config) {
+		const events = 800
+		var clients errgroup.Group
+		for range events {
+			clients.Go(func() error {
+				for {
+					response, err := http.Post("http://"+app.addr+"/send", mediaType, strings.NewReader(body))
+					if err != nil {
+						return err
+					}
+					_ = response.Body.Close()
+					switch response.StatusCode {
+					case http.StatusAccepted:
+						return nil
+					case http.StatusServiceUnavailable: // it is not the turn of this one
+					default:
+						return fmt.Errorf("answered with %s", response.Status)
+					}
 				}
-				_ = response.Body.Close()
-				switch response.StatusCode {
-				case http.StatusAccepted:
-					return nil
-				case http.StatusServiceUnavailable: // it is not the turn of this one
-				default:
-					return fmt.Errorf("answered with %s", response.Status)
-				}
-			}
-		})
+			})
+		}
+		require.NoError(t, clients.Wait())
+		requireQueues(t, q, events, 0)
 	}
-	require.NoError(t, clients.Wait())
-	requireQueues(t, q, events, 0)
 }
 
 // Each connection is closed long before its header has ended.
@@ -188,23 +190,32 @@ func listLongDeadLetters(t *testing.T, app *running, q queue.Config, _ records.C
 
 // Control characters are six bytes each in JSON.
 func listManyDeadLetters(t *testing.T, app *running, q queue.Config, _ records.Config) {
-	letter := amqp.Publishing{
-		Body:    bytes.Repeat([]byte{1}, 8<<10),
-		Headers: amqp.Table{"dead-letter-reason": strings.Repeat("\x01", 8<<10)},
-	}
-	publishTo(t, q, q.DeadQueue(), slices.Repeat([]amqp.Publishing{letter}, 1000)...)
+	long := strings.Repeat("\x01", 8<<10)
+	publishTo(t, q, q.DeadQueue(), slices.Repeat([]amqp.Publishing{
+		{Body: []byte(long), Headers: amqp.Table{"dead-letter-reason": long, "dead-letter-job": long}},
+		{Body: []byte(long), Headers: amqp.Table{"x-first-death-reason": long}},
+	}, 500)...)
 	var waiting errgroup.Group
-	for range 150 { // these wait for the first byte, and then read nothing
+	answers := map[string]int{}
+	var mu sync.Mutex
+	for range 150 { // these wait for the status, and then read nothing
 		conn := dial(t, app.addr)
 		require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(1<<10))
 		_, err := io.WriteString(conn, "GET /dead-letters HTTP/1.1\r\nHost: a\r\n\r\n")
 		require.NoError(t, err)
 		waiting.Go(func() error {
-			_, err := io.CopyN(io.Discard, conn, 1)
+			status := make([]byte, len("HTTP/1.1 200"))
+			_, err := io.ReadFull(conn, status)
+			mu.Lock()
+			defer mu.Unlock()
+			answers[string(status)]++
 			return err
 		})
 	}
 	require.NoError(t, waiting.Wait())
+	require.GreaterOrEqual(t, answers["HTTP/1.1 200"], 3, "of those who are served at a time: %v", answers)
+	require.Equal(t, 150, answers["HTTP/1.1 200"]+answers["HTTP/1.1 503"], "%v", answers)
+	requireQueues(t, q, 0, 1000)
 }
 
 // Whoever sends requests and reads no answer is cut off.

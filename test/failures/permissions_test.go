@@ -39,7 +39,7 @@ func smallestPermissions(t *testing.T, n node) {
 	eventually(t, func() bool {
 		return app.logged(`no queue 'task_queue.dead' in vhost '/'`) && app.logged(`the user \"complex-app\" may not declare it`)
 	}, "the log says so")
-	j := startJob(t, "job", forJob, db, "RETRY_TIMEOUT=3s")
+	j := startJob(t, "job", forJob, db, "RETRY_TIMEOUT=10s")
 	require.Equal(t, 1, j.exit(t))
 	require.Contains(t, j.Tail(1), `the user \"processor-job\" may not declare it`)
 
@@ -98,7 +98,7 @@ func refused(t *testing.T, n node) {
 			q := n.queue
 			c.change(&q)
 			began := time.Now()
-			j := startJob(t, "job", q, db, "RETRY_TIMEOUT=5s") // RabbitMQ takes 3 s to refuse a password
+			j := startJob(t, "job", q, db, "RETRY_TIMEOUT=15s") // RabbitMQ takes 3 s to refuse a password
 			require.Equal(t, 1, j.exit(t))
 			t.Logf("%s: %s", time.Since(began), j.Tail(1))
 			require.Contains(t, j.Tail(1), c.says)

@@ -465,7 +465,7 @@ func TestTheQueueOfAnEarlierVersion(t *testing.T) {
 	app := startApp(t, q, db)
 	app.mustSend(t, "", http.StatusServiceUnavailable)
 	eventually(t, func() bool { return app.logged("the queue exists with other arguments") }, "the log says so")
-	require.Equal(t, 1, startJob(t, "job", q, db).exit(t), "and no message is touched")
+	require.Equal(t, 1, startJob(t, "job", q, db, "RETRY_TIMEOUT=5s").exit(t), "and no message is touched")
 
 	store, err := records.Open(db, t.Name())
 	require.NoError(t, err)

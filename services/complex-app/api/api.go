@@ -50,7 +50,7 @@ type api struct {
 const (
 	maxSends   = 128
 	maxBatches = 2
-	maxReaders = 3
+	maxReaders = 3 // of records; and of dead letters, up to 12 MB
 )
 
 // New returns the router of all routes. Requests pass through the middlewares first.
@@ -68,11 +68,11 @@ func New(p Publisher, s store, d deadLetters, log *slog.Logger, origins, hosts [
 
 	r := chi.NewRouter()
 	r.Use(middlewares...)
-	r.Use(middleware.GetHead, a.onlyUnder(hosts), sameOrigin.Handler)
+	r.Use(inTime, middleware.GetHead, a.onlyUnder(hosts), sameOrigin.Handler)
 	r.With(a.throttle(maxSends)).Post("/send", a.answer(a.handleSend))
 	r.With(a.throttle(maxBatches)).Post("/send/batch", a.answer(a.handleSendBatch))
 	r.With(a.throttle(maxReaders)).Get("/data", a.answer(a.handleData))
-	r.Get("/dead-letters", a.answer(a.handleDeadLetters))
+	r.With(a.throttle(maxReaders)).Get("/dead-letters", a.answer(a.handleDeadLetters))
 	r.Delete("/dead-letters", a.handleRemove(deadLetters.Discard, "discarded", "discarded"))
 	r.Post("/dead-letters/redrive", a.handleRemove(deadLetters.Redrive, "redriven", "sent back"))
 	r.Get("/healthz", a.answer(a.handleHealthz))

@@ -72,6 +72,7 @@ func (a *api) handleRemove(remove func(deadLetters, context.Context, string) (in
 		ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
 		defer cancel()
 		n, err := remove(a.dead, ctx, id)
+		a.looks.Forget("") // one that began before would still show them
 		a.rabbitMQ.note(r.Context(), err)
 		switch {
 		case errors.Is(err, queue.ErrNoDeadLetter):

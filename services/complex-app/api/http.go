@@ -39,10 +39,6 @@ const (
 // answer makes a handler that answers with an error, and logs it when it is internal.
 func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength != 0 {
-			// also for a body that no handler reads
-			setReadDeadline(w, time.Now().Add(readTimeout))
-		}
 		err := handle(w, r)
 		if err == nil {
 			return
@@ -59,6 +55,17 @@ func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http
 		}
 		p.write(w)
 	}
+}
+
+// inTime bounds the wait for a body, also for one that no handler reads: net/http reads a
+// short one before it sends the answer.
+func inTime(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			setReadDeadline(w, time.Now().Add(readTimeout))
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // onlyUnder refuses requests for other hosts, if there are any: a page of another site

@@ -55,7 +55,7 @@ var answers = []struct {
 	{contract.ErrInvalid, http.StatusBadRequest, ""},
 	{records.ErrUnknown, http.StatusBadRequest, ""},
 	{queue.ErrNoDeadLetter, http.StatusNotFound, ""},
-	{queue.ErrCutShort, http.StatusServiceUnavailable, "the time was up, perhaps while others were at the dead letters; ask again"},
+	{queue.ErrCutShort, http.StatusServiceUnavailable, "not all dead letters were seen: the time was up, perhaps while others were at them, or their queue does not answer; ask again"},
 	{errStore, http.StatusServiceUnavailable, "MongoDB is not available; ask again"},
 	{queue.ErrUnavailable, http.StatusServiceUnavailable, "RabbitMQ is not available; ask again"},
 	{queue.ErrUnconfirmed, http.StatusServiceUnavailable, "RabbitMQ did not confirm the event, which may have been accepted all the same; send it again with this id as its Idempotency-Key, so that it cannot count twice"},

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
 	"github.com/klauspost/compress/gzhttp"
 )
 
@@ -54,6 +55,7 @@ func New(p publisher, c counter, s store, d deadLetters, log *slog.Logger) *Page
 // Mount adds the page's routes.
 func (p *Page) Mount(r chi.Router) {
 	file := gzhttp.GzipHandler(http.HandlerFunc(p.handleFile))
+	r = r.With(middleware.ThrottleBacklog(maxAnswers, backlog, backlogTimeout)) // an answer may have a megabyte, and a slow reader
 	r.Get("/", file)
 	r.Get("/page/{name}", file)
 	r.Get("/events", p.handleEvents)
@@ -66,7 +68,9 @@ func (p *Page) Mount(r chi.Router) {
 func (p *Page) handleEvents(w http.ResponseWriter, r *http.Request) {
 	setJSON(w)
 	// The clock is no part of the changes: all pages share those for a moment.
-	_, _ = fmt.Fprintf(w, `{"at":%d,"changes":%s}`, time.Now().UnixMilli(), p.state.changes(r.URL.Query()["after"]))
+	_, _ = fmt.Fprintf(w, `{"at":%d,"changes":`, time.Now().UnixMilli())
+	_, _ = w.Write(p.state.changes(r.URL.Query()["after"])) // not through fmt, which would copy it
+	_, _ = fmt.Fprint(w, "}")
 }
 
 // handleStatus answers with how things were at the last poll: GET /status. It is 200

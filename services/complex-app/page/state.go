@@ -24,7 +24,8 @@ const (
 	maxSamples = 2000 // changes of the queue's depth
 	maxRuns    = 10   // attempts of one message
 	maxBytes   = 300  // of a name, a content, an error, a body, a reason
-	maxAnswers = 16   // encoded at the same time
+	maxAnswers = 8    // on their way at the same time, and kept for others
+	backlog    = 1000 // requests that wait for their turn
 
 	// tooOld is the age from which on a poll says nothing any more: the server is down.
 	tooOld = 5 * interval
@@ -39,6 +40,8 @@ const (
 	// reuse is how long the pages that ask the same get the same answer, which is
 	// encoded once however many they are.
 	reuse = interval / 4
+	// backlogTimeout bounds the wait for one's turn.
+	backlogTimeout = 5 * interval
 )
 
 // states are those of a record, in the order in which they are forgotten.
@@ -296,7 +299,7 @@ func (s *state) changes(cursors []string) []byte {
 }
 
 func (s *state) changesAfter(after uint64) changes {
-	c := changes{Cursor: s.name + "-" + strconv.FormatUint(s.seq, 10), Whole: after == 0, Depth: s.depth}
+	c := changes{Cursor: s.name + "-" + strconv.FormatUint(s.seq, 10), Whole: after == 0 && s.wholeSeq > 0, Depth: s.depth}
 	if !s.queueAt.IsZero() && !s.recordsAt.IsZero() {
 		c.Status = s.status()
 	}
@@ -309,7 +312,7 @@ func (s *state) changesAfter(after uint64) changes {
 		}
 	}
 	slices.SortFunc(c.Records, byAge)
-	if c.Whole || s.lettersSeq > after {
+	if after == 0 || s.lettersSeq > after {
 		c.Dead = s.letters
 	}
 	return c

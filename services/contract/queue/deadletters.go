@@ -126,17 +126,23 @@ const (
 // removed.
 func (d *DeadLetters) visit(ctx context.Context, limit int, see func(amqp.Delivery) fate) (removed int, err error) {
 	err = d.alone(ctx, func() error {
-		// a queue's count would be 0 also when its leader is silent for 250 ms
-		first, ok, err := get(d.conn, d.ch, d.cfg.DeadQueue())
-		if err != nil || !ok {
+		dead, err := d.ch.QueueDeclarePassive(d.cfg.DeadQueue(), true, false, false, false, nil)
+		if err != nil {
 			return err
 		}
-		if err := first.Nack(false, true); err != nil {
-			return err
+		if dead.Messages == 0 { // or its leader is silent for 250 ms, which only a get tells
+			first, ok, err := get(d.conn, d.ch, d.cfg.DeadQueue())
+			if err != nil || !ok {
+				return err
+			}
+			if err := first.Nack(false, true); err != nil {
+				return err
+			}
+			dead.Messages = 1 + int(first.MessageCount)
 		}
 		// no more than are there now: a copy must not be seen, and one that is sent back
 		// may die again
-		left := min(limit, 1+int(first.MessageCount))
+		left := min(limit, dead.Messages)
 		for size := 1; left > 0 && ctx.Err() == nil; {
 			r, err := d.round(min(size, left), see)
 			if err != nil {

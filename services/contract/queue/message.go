@@ -133,14 +133,14 @@ func readDeadLetter(d amqp.Delivery, maxAttempts int) DeadLetter {
 	if reason := header[string](d, deadReason); reason != "" { // a worker gave it up
 		dead.Reason = contract.Shorten(reason, shownBytes)
 		dead.Attempts = int(header[int64](d, deadAttempts))
-		dead.Job = header[string](d, deadJob)
+		dead.Job = contract.Shorten(header[string](d, deadJob), shownBytes)
 		dead.DeadAt, _ = time.Parse(time.RFC3339, header[string](d, deadTime))
 		return dead
 	}
 	// RabbitMQ did, unless somebody has put it there. Its counters have gone on since,
 	// with every look.
 	before := int(header[int64](d, attemptsBefore))
-	dead.Reason = header[string](d, "x-first-death-reason")
+	dead.Reason = contract.Shorten(header[string](d, "x-first-death-reason"), shownBytes)
 	switch dead.Reason {
 	case "":
 	case "delivery_limit":
