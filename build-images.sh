@@ -28,6 +28,8 @@ VERSION='1.0'         # the images' tag
 #   GOPROXY                     where the build gets Go modules from
 #   BASE                        the image under the workers, when they need programs
 #                               (docs/your-own-worker.md)
+#   GO_IMAGE, APP_BASE          where to get the compiler's image and that under
+#                               complex-app, when yours may not pull the usual ones
 
 set -euo pipefail
 
@@ -35,7 +37,7 @@ set -euo pipefail
 # them.
 export BUILDX_NO_DEFAULT_ATTESTATIONS=1
 
-SETTINGS='REPO LOGIN PASSWORD VERSION PULL_LOGIN PULL_PASSWORD PULL_SECRET NAMESPACE PLATFORMS GOPROXY BASE'
+SETTINGS='REPO LOGIN PASSWORD VERSION PULL_LOGIN PULL_PASSWORD PULL_SECRET NAMESPACE PLATFORMS GOPROXY BASE GO_IMAGE APP_BASE'
 SERVICES='complex-app processor-job'
 
 say() { printf '==> %s\n' "$*"; }
@@ -66,11 +68,11 @@ read_settings() {
   local line name value tracked=$PASSWORD
   if [ -e "$HERE/registry.env" ]; then
     while IFS= read -r line || [ -n "$line" ]; do
-      line=${line%$'\r'}
+      line=${line%$'\r'} line=${line#$'\xef\xbb\xbf'} # Windows' line ends, and its mark of UTF-8
       case $line in '' | '#'*) continue ;; esac
       name=${line%%=*} value=${line#*=}
       name=${name#export }
-      [[ $line == *=* && " $SETTINGS " == *" $name "* ]] || die "registry.env has the line \"$name…\": each must be NAME=value, with one of the names $SETTINGS"
+      [[ $line == *=* && " $SETTINGS " == *" $name "* ]] || die "registry.env has the line \"${name}…\": each must be NAME=value, with one of the names $SETTINGS"
       case $value in
         \"*\" | \'*\') [ ${#value} -lt 2 ] || value=${value:1:${#value}-2} ;;
       esac
@@ -87,7 +89,7 @@ read_settings() {
   [ -z "$given_version" ] || [ "$given_version" = "$VERSION" ] || say "VERSION is $given_version, as the environment says, not $VERSION"
   VERSION=${given_version:-$VERSION}
   PULL_LOGIN=${PULL_LOGIN:-} PULL_PASSWORD=${PULL_PASSWORD:-} PULL_SECRET=${PULL_SECRET:-}
-  NAMESPACE=${NAMESPACE:-} PLATFORMS=${PLATFORMS:-} BASE=${BASE:-}
+  NAMESPACE=${NAMESPACE:-} PLATFORMS=${PLATFORMS:-} BASE=${BASE:-} GO_IMAGE=${GO_IMAGE:-} APP_BASE=${APP_BASE:-}
   [ -z "${GOPROXY:-}" ] || export GOPROXY
   export -n PASSWORD PULL_PASSWORD # no program below needs to see them
   TRACKED=''
@@ -138,6 +140,7 @@ check_tools() {
   reason=$(docker version 2>&1) || die "the Docker engine does not answer: start it (sudo systemctl start docker) and let your user reach it (sudo usermod -aG docker \$USER, then log in again). Docker says: $(last_line "$reason")"
   PODMAN=''
   case $(docker --version 2>/dev/null) in
+    'podman version '[1-3].*) die "this podman is too old for the Dockerfile's caches: version 4 or later is needed" ;;
     podman*) PODMAN=yes ;;
     *) docker buildx version >/dev/null 2>&1 || die "Docker's buildx plugin is missing: install docker-buildx-plugin (from Docker's packages) or docker-buildx (from Debian's or Ubuntu's), https://docs.docker.com/go/buildx/" ;;
   esac
@@ -231,12 +234,12 @@ name_commit() {
 # An empty PLATFORM is the engine's own.
 build_and_push() {
   local service=$1 platform=$2 reference=$3
-  local base=$BASE build='buildx build --load --progress plain'
+  local base=$BASE id build='buildx build --load --progress plain'
   [ -z "$PODMAN" ] || build=build
-  [ "$service" != complex-app ] || base='' # it needs none
+  [ "$service" != complex-app ] || base=$APP_BASE
   say "building $reference${platform:+ for $platform}"
   # shellcheck disable=SC2086 # a list of words
-  run "building $service" docker $build ${platform:+--platform "$platform"} ${base:+--build-arg "BASE=$base"} \
+  run "building $service" docker $build ${platform:+--platform "$platform"} ${base:+--build-arg "BASE=$base"} ${GO_IMAGE:+--build-arg "GO_IMAGE=$GO_IMAGE"} \
     --build-arg "SERVICE=$service" --build-arg "VERSION=$VERSION" --build-arg "REVISION=$REVISION" --build-arg GOPROXY --tag "$reference" "$HERE/services" || die "$REASON"
   say "pushing $reference"
   if [ -n "$PODMAN" ]; then # it prints no digest
@@ -246,7 +249,8 @@ build_and_push() {
     read_digest
   else
     # the id is the digest of the image's configuration, which its manifest names
-    accept_earlier "$reference" "$(docker image inspect --format '{{.Id}}' "$reference")"
+    id=$(docker image inspect --format '{{.Id}}' "$reference") || die "$REASON"
+    accept_earlier "$reference" "$id"
   fi
 }
 
@@ -280,9 +284,10 @@ change() {
   local file changed=1
   for file in "$HERE"/deploy/*.yaml "$HERE"/deploy/*/*.yaml; do
     grep -qE "$2" "$file" || continue
-    cp -p "$file" "$scratch/manifest"
-    sed -E "$1" "$file" >"$scratch/manifest"
-    mv -f "$scratch/manifest" "$file"
+    # errexit is off in here, as change is called with ||
+    cp -p "$file" "$scratch/manifest" || die "cannot copy $file"
+    sed -E "$1" "$file" >"$scratch/manifest" || die "cannot write to $scratch"
+    mv -f "$scratch/manifest" "$file" || die "cannot write $file"
     changed=0
   done
   return $changed

@@ -40,7 +40,8 @@ settings() {
 # registry starts one with a login, as a cloud's has. Only this machine reaches it, so the
 # password, "kind", is no secret.
 registry() {
-  docker inspect "$REGISTRY" >/dev/null 2>&1 && return
+  [ "$(docker inspect --format '{{.State.Running}} {{range .HostConfig.PortBindings}}{{range .}}{{.HostPort}}{{end}}{{end}}' "$REGISTRY" 2>/dev/null)" != "true $PORT" ] || return 0
+  docker rm --force "$REGISTRY" >/dev/null 2>&1 || true # one that did not start, or has another port
   say "starting a registry on localhost:$PORT"
   # shellcheck disable=SC2016 # a hash, no variables
   echo 'kind:$2y$05$6qxiVBc9hpx4QF28irL.nudW9OXpfKwNa5PGhXDfsXcHCkFbxlS9e' >"$FOLDER/htpasswd"
@@ -51,8 +52,11 @@ registry() {
 
 kubernetes() {
   local node
-  kind get clusters 2>/dev/null | grep -qx "$CLUSTER" ||
+  if kind get clusters 2>/dev/null | grep -qx "$CLUSTER"; then
+    kind export kubeconfig --name "$CLUSTER" --kubeconfig "$FOLDER/kubeconfig" || die "the cluster $CLUSTER is half made: run make kind-down first"
+  else
     kind create cluster --name "$CLUSTER" --image "$KIND_NODE" --kubeconfig "$FOLDER/kubeconfig" --wait 3m
+  fi
   docker network connect kind "$REGISTRY" 2>/dev/null || true # it is there already
   # What this machine calls localhost:PORT has another name inside the nodes.
   for node in $(kind get nodes --name "$CLUSTER"); do

@@ -19,8 +19,16 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 if [ ! -f "$authority/ca.crt" ]; then
-  openssl req -x509 -newkey rsa:3072 -nodes -sha256 -days 3650 -subj "/CN=keda-p2 authority" \
-    -addext keyUsage=critical,keyCertSign,cRLSign -keyout "$scratch/ca.key" -out "$scratch/ca.crt" 2>"$scratch/log" ||
+  # all extensions are named here: what openssl's own configuration adds differs, on macOS
+  # for instance
+  cat >"$scratch/extensions" <<EXTENSIONS
+basicConstraints=critical,CA:TRUE
+keyUsage=critical,keyCertSign,cRLSign
+subjectKeyIdentifier=hash
+EXTENSIONS
+  { openssl req -new -newkey rsa:3072 -nodes -sha256 -subj "/CN=keda-p2 authority" -keyout "$scratch/ca.key" -out "$scratch/ca.csr" &&
+    openssl x509 -req -in "$scratch/ca.csr" -signkey "$scratch/ca.key" -sha256 -days 3650 \
+      -extfile "$scratch/extensions" -out "$scratch/ca.crt"; } 2>"$scratch/log" ||
     { cat "$scratch/log" >&2; exit 1; }
   mkdir -p "$authority"
   mv "$scratch/ca.key" "$scratch/ca.crt" "$authority"

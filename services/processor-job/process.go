@@ -24,9 +24,9 @@ const (
 	deadLettered outcome = "moved to the dead-letter queue"
 	// released messages go to another worker at once: this one cannot go on.
 	released outcome = "given back"
-	// crashed means that work panicked or does not return: the message is settled,
-	// and the process must end.
-	crashed outcome = "given back by a worker that crashed"
+	// crashed means that work panicked or does not return, or that a dead letter could not
+	// be moved: the message is settled, and the process must end.
+	crashed outcome = "given back by a worker that cannot go on"
 )
 
 // delivery is a claimed message, as queue.Delivery is.
@@ -45,7 +45,7 @@ type delivery interface {
 type store interface {
 	Begin(ctx context.Context, m contract.Message, run records.Run) error
 	Finish(ctx context.Context, id string) error
-	Fail(ctx context.Context, id string, status records.Status, reason string) error
+	Fail(ctx context.Context, id, job string, status records.Status, reason string) error
 }
 
 // processor processes messages.
@@ -159,7 +159,7 @@ func (p processor) fail(ctx context.Context, d delivery, reason error) outcome {
 	if _, forGood := errors.AsType[permanentError](reason); forGood || d.LastAttempt() {
 		status, settle = records.Failed, p.deadLetter
 	}
-	if err := p.retryStore(ctx, func(ctx context.Context) error { return p.store.Fail(ctx, d.ID(), status, reason.Error()) }); err != nil {
+	if err := p.retryStore(ctx, func(ctx context.Context) error { return p.store.Fail(ctx, d.ID(), p.job, status, reason.Error()) }); err != nil {
 		return p.release(ctx, d, fmt.Errorf("%w, after the work had failed: %w", err, reason))
 	}
 	o := settle(ctx, d, reason)
@@ -193,7 +193,8 @@ func (p processor) release(ctx context.Context, d delivery, reason error) outcom
 // because its first Job was told to stop.
 func (p processor) deadLetter(ctx context.Context, d delivery, reason error) outcome {
 	if err := d.DeadLetter(context.WithoutCancel(ctx), reason.Error(), p.job); err != nil {
-		return p.release(ctx, d, fmt.Errorf("%w, for a message that failed: %w", err, reason))
+		_ = d.Retry() // counted and delayed, or its Jobs would follow each other without a pause
+		return p.end(ctx, crashed, fmt.Errorf("%w, for a message that failed: %w", err, reason))
 	}
 	return p.end(ctx, deadLettered, reason)
 }

@@ -46,12 +46,15 @@ func (s *fakeStore) Finish(ctx context.Context, _ string) error {
 	return s.note(ctx, "finish", s.finish)
 }
 
-func (s *fakeStore) Fail(ctx context.Context, _ string, status records.Status, _ string) error {
+func (s *fakeStore) Fail(ctx context.Context, _, _ string, status records.Status, _ string) error {
 	return s.note(ctx, string(status), s.fail)
 }
 
 // fakeDelivery notes how it was settled.
-type fakeDelivery struct{ settled string }
+type fakeDelivery struct {
+	settled string
+	full    bool // the dead-letter queue
+}
 
 func (d *fakeDelivery) ID() string        { return "id-1" }
 func (d *fakeDelivery) Attempt() int      { return 1 }
@@ -64,6 +67,9 @@ func (d *fakeDelivery) Message() (contract.Message, error) {
 }
 
 func (d *fakeDelivery) DeadLetter(context.Context, string, string) error {
+	if d.full {
+		return queue.ErrUnconfirmed
+	}
 	d.settled = "dead letter"
 	return nil
 }
@@ -216,6 +222,15 @@ func TestAMessageThatCanNeverWorkIsADeadLetter(t *testing.T) {
 			requireLeft(t, c, 0, 1)
 		})
 	}
+}
+
+// Given back at once, it would be the next one that a Job gets, without end.
+func TestADeadLetterThatCannotBeMovedIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	d := &fakeDelivery{full: true}
+	p := newProcessor(&fakeStore{}, func(context.Context, contract.Message) error { return permanent(errors.New("never")) })
+	require.Equal(t, crashed, p.process(t.Context(), d, time.Now()))
+	require.Equal(t, "retry", d.settled)
 }
 
 // A producer that was upgraded first adds fields, and some write a byte order mark.

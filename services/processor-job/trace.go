@@ -80,8 +80,8 @@ func (s tracedStore) Finish(ctx context.Context, id string) error {
 	return s.update(ctx, "finish record", func(ctx context.Context) error { return s.store.Finish(ctx, id) })
 }
 
-func (s tracedStore) Fail(ctx context.Context, id string, status records.Status, reason string) error {
-	return s.update(ctx, "fail record", func(ctx context.Context) error { return s.store.Fail(ctx, id, status, reason) })
+func (s tracedStore) Fail(ctx context.Context, id, job string, status records.Status, reason string) error {
+	return s.update(ctx, "fail record", func(ctx context.Context) error { return s.store.Fail(ctx, id, job, status, reason) })
 }
 
 func (s tracedStore) update(ctx context.Context, summary string, f func(context.Context) error) error {

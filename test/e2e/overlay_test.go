@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -28,7 +27,7 @@ func TestOverlay(t *testing.T) {
 	require.NoError(t, err)
 
 	images(t, servers)
-	edit(t, filepath.Join(servers.Dir, "deploy", "00-secret.yaml"), "RABBITMQ_PASSWORD: P@ssw0rd", fmt.Sprintf("RABBITMQ_PASSWORD: %q", password))
+	edit(t, filepath.Join(servers.Dir, "deploy", "00-secret.yaml"), "RABBITMQ_PASSWORD: 'P@ssw0rd'", "RABBITMQ_PASSWORD: '"+strings.ReplaceAll(password, "'", "''")+"'")
 	ofServers := strings.NewReplacer("namespace: team-a", "namespace: "+servers.namespace, "https://gitverse.ru/sedg1l/keda-p2", upstream)
 	overlay(t, servers, ofServers.Replace(block(t, page, "# infrastructure/kustomization.yaml\n"))+`
       - {op: add, path: /spec/template/spec/securityContext/runAsUser, value: 1000680000}

@@ -512,7 +512,9 @@ func TestTheQueueWasDeclaredOtherwise(t *testing.T) {
 	_, err = ch.QueueDelete(q.Queue, false, false, false)
 	require.NoError(t, err)
 	app.sendUntilAccepted(t, "after")
-	require.Zero(t, j.exit(t))
+	if j.exit(t) != 0 { // it has asked for a message while the queue was being deleted
+		require.Zero(t, startJob(t, "job", q, db).exit(t))
+	}
 	requireDone(t, db, "job", 1)
 }
 

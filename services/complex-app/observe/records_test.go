@@ -58,7 +58,7 @@ func TestEachRecordCountsOnceInEveryReplica(t *testing.T) {
 		require.Contains(t, shown(first), fmt.Sprintf("keda_p2_record_total_seconds_count %d\n", min(i+1, 3)), "read one by one")
 	}
 	require.NoError(t, store.Begin(t.Context(), contract.Message{ID: "failed", Event: contract.Event{Name: "a"}, SentAt: sent}, records.Run{Job: "j", Attempt: 1}))
-	require.NoError(t, store.Fail(t.Context(), "failed", records.Failed, "boom"))
+	require.NoError(t, store.Fail(t.Context(), "failed", "j", records.Failed, "boom"))
 	for _, r := range []*prometheus.Registry{first, second, first} { // the second one reads all at once
 		got := shown(r)
 		for _, line := range []string{

@@ -95,8 +95,15 @@ func (d *DeadLetters) Redrive(ctx context.Context, id string) (int, error) {
 
 // Discard removes the dead letter with the given id, or all of them when the id is
 // empty, and returns how many it removed, also with an error.
-func (d *DeadLetters) Discard(ctx context.Context, id string) (int, error) {
-	return d.remove(ctx, id, discard)
+func (d *DeadLetters) Discard(ctx context.Context, id string) (n int, err error) {
+	if id != "" {
+		return d.remove(ctx, id, discard)
+	}
+	err = d.alone(ctx, func() error { // reads none, and so removes also one that the library cannot read
+		n, err = d.ch.QueuePurge(d.cfg.DeadQueue(), false)
+		return err
+	})
+	return n, err
 }
 
 // remove goes on when it has found the id: there may be a second copy.
@@ -286,7 +293,7 @@ func (d *DeadLetters) probe() error {
 }
 
 // lock waits until this connection alone has a certain exclusive queue. RabbitMQ deletes
-// it when the connection ends, however it ends.
+// it when the connection ends, unless its node is lost with it (4.3, docs/failures.md).
 func (d *DeadLetters) lock(ctx context.Context) error {
 	for {
 		ch, err := d.conn.Channel() // of its own: a refusal closes it

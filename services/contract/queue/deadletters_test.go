@@ -49,6 +49,29 @@ func TestALongReasonIsCut(t *testing.T) {
 	require.Regexp(t, "^(long ){200,}.{0,4}…$", dead[0].Reason)
 }
 
+// The library closes the connection at a table that is nested deeper than 32.
+func TestALetterThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	contracttest.Consumer(t, c) // declares the queues
+	odd := amqp.Table{}
+	for range 40 {
+		odd = amqp.Table{"in": odd}
+	}
+	ch := contracttest.Channel(t, c)
+	require.NoError(t, ch.Publish("", c.DeadQueue(), true, false, amqp.Publishing{MessageId: "odd", Headers: odd}))
+	contracttest.Waiting(t, ch, c.DeadQueue(), 1)
+	d := deadLetters(t, c)
+	_, err := d.List(t.Context(), 10)
+	require.ErrorIs(t, err, queue.ErrUnavailable)
+	n, err := d.Discard(t.Context(), "")
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	dead, err := d.List(t.Context(), 10)
+	require.NoError(t, err)
+	require.Empty(t, dead)
+}
+
 // refuse lets a worker give up n messages, refused-0 and so on.
 func refuse(t *testing.T, c queue.Config, n int) {
 	t.Helper()

@@ -127,7 +127,7 @@ func (c Config) explain(err error) error {
 		return err
 	}
 	switch code := refused.Code; {
-	case code == amqp.PreconditionFailed:
+	case code == amqp.PreconditionFailed && strings.Contains(refused.Reason, "inequivalent"):
 		return fmt.Errorf("RabbitMQ refuses: the queue exists with other arguments: %w. Arguments cannot be changed: set RABBITMQ_QUEUE to a new name for all services, or let the workers of the earlier version empty the queue, delete it and start again (docs/operations.md, A queue of an earlier version)", err)
 	case code == amqp.NotFound:
 		return fmt.Errorf("RabbitMQ refuses: %w, and the user %q may not declare it: declare it first, or allow the user to (docs/production.md, RabbitMQ's permissions)", err, c.User)

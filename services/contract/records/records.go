@@ -224,14 +224,14 @@ func (s *Store) Begin(ctx context.Context, m contract.Message, run Run) error {
 	runs := bson.E{Key: "$addToSet", Value: bson.D{{Key: "runs", Value: run}}}
 	// No record matches the first update: the upsert adds one, or its _id forbids that.
 	// Only so can the server set a time that never changes again.
-	_, err := s.collection.UpdateOne(ctx,
+	_, taken := s.collection.UpdateOne(ctx,
 		bson.D{{Key: "_id", Value: m.ID}, {Key: "storedAt", Value: bson.D{{Key: "$exists", Value: false}}}},
 		bson.D{
 			{Key: "$set", Value: append(bson.D{{Key: "name", Value: m.Name}, {Key: "content", Value: m.Content}, {Key: "sentAt", Value: m.SentAt}}, work...)},
 			attempts, runs, {Key: "$currentDate", Value: bson.D{{Key: "storedAt", Value: true}, {Key: "changedAt", Value: true}}},
 		}, options.UpdateOne().SetUpsert(true))
-	if !mongo.IsDuplicateKeyError(err) {
-		return wrap("store", m.ID, err)
+	if !mongo.IsDuplicateKeyError(taken) {
+		return wrap("store", m.ID, taken)
 	}
 	again, err := s.update(ctx, "store", m.ID, bson.D{{Key: "$set", Value: work}, attempts, runs})
 	if err != nil || again {
@@ -240,6 +240,9 @@ func (s *Store) Begin(ctx context.Context, m contract.Message, run Run) error {
 	found, err := s.find(ctx, m.ID)
 	if err == nil && found.Status != Done {
 		err = errors.New("it has just changed") // deleted and stored again
+	}
+	if errors.Is(err, ErrUnknown) {
+		err = taken // in a unique index of somebody else's
 	}
 	if err != nil {
 		return wrap("store", m.ID, err)
@@ -256,21 +259,22 @@ func (s *Store) Finish(ctx context.Context, id string) error {
 	return err
 }
 
-// Fail notes that an attempt has failed, and whether another one follows: status is
-// Retrying or Failed. A record that is done stays done.
-func (s *Store) Fail(ctx context.Context, id string, status Status, reason string) error {
+// Fail notes that a job's attempt has failed, and whether another one follows: status is
+// Retrying or Failed. A record that is done stays done, and one that another job has
+// begun since is that job's.
+func (s *Store) Fail(ctx context.Context, id, job string, status Status, reason string) error {
 	_, err := s.update(ctx, "fail", id, bson.D{
 		{Key: "$set", Value: bson.D{{Key: "status", Value: status}, {Key: "error", Value: contract.Shorten(reason, maxErrorBytes)}}},
-	})
+	}, bson.E{Key: "job", Value: job})
 	return err
 }
 
 // update changes a record that is not done, and says whether there is one. The server
 // sets the time: the Jobs' clocks may differ, and a reader that goes on from the last one
 // that it has seen would miss a record.
-func (s *Store) update(ctx context.Context, verb, id string, change bson.D) (bool, error) {
+func (s *Store) update(ctx context.Context, verb, id string, change bson.D, conditions ...bson.E) (bool, error) {
 	result, err := s.collection.UpdateOne(ctx,
-		bson.D{{Key: "_id", Value: id}, {Key: "status", Value: bson.D{{Key: "$ne", Value: Done}}}},
+		append(bson.D{{Key: "_id", Value: id}, {Key: "status", Value: bson.D{{Key: "$ne", Value: Done}}}}, conditions...),
 		append(change, bson.E{Key: "$currentDate", Value: bson.D{{Key: "changedAt", Value: true}}}))
 	return err == nil && result.MatchedCount > 0, wrap(verb, id, err)
 }

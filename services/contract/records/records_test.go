@@ -105,18 +105,34 @@ func TestARecordThatFails(t *testing.T) {
 		require.Equal(t, text, all[0].Error)
 	}
 	begin(1)
-	require.NoError(t, s.Fail(t.Context(), "id", records.Retrying, "no disk"))
+	require.NoError(t, s.Fail(t.Context(), "id", "job", records.Retrying, "no disk"))
 	is(records.Retrying, "no disk")
 	begin(2)
 	is(records.Processing, "no disk")
 	long := strings.Repeat("ы", 1000)
-	require.NoError(t, s.Fail(t.Context(), "id", records.Failed, long+"\xff"))
+	require.NoError(t, s.Fail(t.Context(), "id", "job", records.Failed, long+"\xff"))
 	is(records.Failed, long[:1000]+"…")
 	begin(3) // redriven
 	require.NoError(t, s.Finish(t.Context(), "id"))
 	is(records.Done, "")
-	require.NoError(t, s.Fail(t.Context(), "id", records.Failed, "late"), "another Job has done it meanwhile")
+	require.NoError(t, s.Fail(t.Context(), "id", "job", records.Failed, "late"), "another Job has done it meanwhile")
 	is(records.Done, "")
+}
+
+// A Job that RabbitMQ takes for dead may note its failure after the next one has given
+// the message up.
+func TestOnlyTheLastJobNotesAFailure(t *testing.T) {
+	t.Parallel()
+	s := contracttest.Store(t)
+	for i, job := range []string{"job-1", "job-2"} {
+		require.NoError(t, s.Begin(t.Context(), message("id", "name"), run(job, i+1)))
+	}
+	require.NoError(t, s.Fail(t.Context(), "id", "job-2", records.Failed, "for good"))
+	require.NoError(t, s.Fail(t.Context(), "id", "job-1", records.Retrying, "late"))
+	all := list(t, s, records.Query{})
+	require.Len(t, all, 1)
+	require.Equal(t, records.Failed, all[0].Status)
+	require.Equal(t, "for good", all[0].Error)
 }
 
 func TestTwoJobsWithOneMessageMakeOneRecord(t *testing.T) {

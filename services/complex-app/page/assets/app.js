@@ -1,6 +1,6 @@
 // The page: asks for what has changed and hands it to its parts. Whatever comes from
 // outside reaches the document as text only, never as HTML.
-import { Model } from "./model.js";
+import { Model, say } from "./model.js";
 import { Timeline } from "./timeline.js";
 import { setUpSending } from "./send.js";
 import { setUpTables } from "./tables.js";
@@ -24,10 +24,8 @@ async function poll() {
   if (polling) return;
   polling = true;
   clearTimeout(timer);
-  const update = await ask();
+  model.connection = await ask() ? "live" : "lost";
   polling = false;
-  if (update) model.apply(update);
-  model.connection = update ? "live" : "lost";
   show();
   if (!document.hidden) timer = setTimeout(poll, interval);
 }
@@ -35,9 +33,10 @@ async function poll() {
 async function ask() {
   try {
     const response = await fetch(`events?${model.query()}`, { signal: AbortSignal.timeout(patience) });
-    return response.ok ? JSON.parse(await response.text(), parseTime) : null;
+    if (response.ok) model.apply(JSON.parse(await response.text(), parseTime));
+    return response.ok;
   } catch {
-    return null; // complex-app is away
+    return false; // complex-app is away, or something else answers in its place
   }
 }
 
@@ -60,7 +59,7 @@ function showStatus() {
   }
   if (connection === "lost") problems.push("complex-app does not answer. What you see is old; the page goes on when it is back.");
   showBanner(problems);
-  $("connection").textContent = { live: "live", lost: "not connected, trying again" }[connection] ?? "connecting";
+  say($("connection"), { live: "live", lost: "not connected, trying again" }[connection] ?? "connecting");
   $("connection").classList.toggle("live", connection === "live");
 }
 

@@ -29,8 +29,10 @@ export class Model {
 
   apply({ at, changes }) {
     this.#ahead = at - Date.now();
-    this.#cursors.set(changes.cursor.split("-")[0], changes.cursor);
-    if (this.#cursors.size > 5) this.#cursors.delete(this.#cursors.keys().next().value); // gone long ago
+    const name = changes.cursor.split("-")[0];
+    this.#cursors.delete(name); // the last to answer is last
+    this.#cursors.set(name, changes.cursor);
+    if (this.#cursors.size > 20) this.#cursors.delete(this.#cursors.keys().next().value); // gone long ago
     if (changes.whole) {
       this.records.clear();
       this.depth = [];
@@ -201,6 +203,11 @@ export function nameOf(letter) {
     if (name && typeof name === "string") return name;
   } catch { /* that may be why it is dead */ }
   return letter.body || letter.id || "(an empty message)";
+}
+
+// say changes a text only when it differs: a screen reader reads out each change.
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 export function seconds(ms) {

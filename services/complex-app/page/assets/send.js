@@ -9,7 +9,10 @@ export function setUpSending(model, show) {
     send({ key: newKey(), events: [entered("")] });
   });
   $("send-burst").addEventListener("click", () => {
-    if (!$("send").reportValidity()) return;
+    $("number").required = true; // for a burst only
+    const valid = $("send").reportValidity();
+    $("number").required = false;
+    if (!valid) return;
     send({ key: newKey(), events: Array.from({ length: $("number").valueAsNumber }, (_, i) => entered(i + 1)) });
   });
   $("send-again").addEventListener("click", () => send(last)); // under the same key, so that nothing counts twice

@@ -1,5 +1,5 @@
 // The tables of the records and the dead letters.
-import { nameOf, seconds, states } from "./model.js";
+import { nameOf, say, seconds, states } from "./model.js";
 
 const $ = (id) => document.getElementById(id);
 const page = 100;
@@ -39,7 +39,7 @@ function showRecords(model, limit) {
     ];
   });
   const stored = model.status?.records, known = model.records.size;
-  $("found").textContent = `${found.length} of ${known}` + (stored > known ? `, the last of ${stored.toLocaleString("en")} to change` : "");
+  say($("found"), `${found.length} of ${known}` + (stored > known ? `, the last of ${stored.toLocaleString("en")} to change` : ""));
   $("more").hidden = found.length <= limit;
 }
 
@@ -69,7 +69,11 @@ function showDead(model) {
 // fill makes one row for each item, and leaves those alone that are there and say
 // the same: a selected text stays selected.
 function fill(body, items, key, cells, finish) {
-  const before = new Map([...body.rows].map((row) => [row.dataset.key, row]));
+  const keys = new Set(items.map(key)), before = new Map();
+  for (const row of [...body.rows]) { // first, or those below it would all move
+    if (keys.has(row.dataset.key)) before.set(row.dataset.key, row);
+    else row.remove();
+  }
   items.forEach((item, i) => {
     const texts = cells(item).map(String);
     let row = before.get(key(item));
@@ -79,11 +83,9 @@ function fill(body, items, key, cells, finish) {
       for (const _ of texts) row.insertCell();
       finish?.(item, row);
     }
-    before.delete(key(item));
-    texts.forEach((text, j) => { if (row.cells[j].textContent !== text) row.cells[j].textContent = text; });
+    texts.forEach((text, j) => say(row.cells[j], text));
     if (body.rows[i] !== row) body.insertBefore(row, body.rows[i] ?? null);
   });
-  for (const row of before.values()) row.remove();
 }
 
 const actions = {

@@ -15,6 +15,7 @@ const phases = {
   failed: { height: 0.85, words: (took, { run }) => `failed after at most ${took}${run ? ` in ${run.job}` : ""}`, hatched: true },
 };
 const minSpan = 30_000, maxLive = 15 * 60_000; // of the live section
+const shortest = 1000, longest = 10 * 366 * 86_400_000; // section that can be chosen
 const quiet = 60_000; // a pause that ends a burst
 const depthHeight = 90, below = 76; // below it, the times and the slider
 
@@ -147,9 +148,9 @@ export class Timeline {
       this.#from = extent(this.#model.messages(), now)[0];
       this.#to = now;
     } else if (what !== "live") {
-      const middle = (this.#from + this.#to) / 2 + shift;
-      this.#from = middle - span * factor / 2;
-      this.#to = middle + span * factor / 2;
+      const middle = (this.#from + this.#to) / 2 + shift, next = Math.min(Math.max(span * factor, shortest), longest);
+      this.#from = middle - next / 2;
+      this.#to = middle + next / 2;
     }
     this.draw();
   }
