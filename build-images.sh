@@ -67,6 +67,7 @@ find_folder() {
 read_settings() {
   local line name value tracked=$PASSWORD
   if [ -e "$HERE/registry.env" ]; then
+    chmod go= "$HERE/registry.env" 2>/dev/null || true # it holds a password
     while IFS= read -r line || [ -n "$line" ]; do
       line=${line%$'\r'} line=${line#$'\xef\xbb\xbf'} # Windows' line ends, and its mark of UTF-8
       case $line in '' | '#'*) continue ;; esac
