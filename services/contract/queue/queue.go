@@ -22,9 +22,9 @@ const (
 	// A stalled connection is given up after three missed heartbeats.
 	heartbeat = 5 * time.Second
 	// answerTimeout bounds dialling with TLS and login, then the declaration of the queues,
-	// each request for a message, and the wait for a consumer's confirm; connectTimeout bounds the wait for one address, which
-	// may be that of a node that is cut off; writeTimeout bounds a write to a broker that
-	// has stopped reading, as it does in an alarm.
+	// each request for a message, and the wait for a consumer's confirm; connectTimeout
+	// bounds the wait for one address, which may be that of a node that is cut off;
+	// writeTimeout bounds a write to a broker that has stopped reading, as in an alarm.
 	answerTimeout  = 5 * time.Second
 	connectTimeout = time.Second
 	writeTimeout   = 5 * time.Second
