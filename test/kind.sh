@@ -41,7 +41,7 @@ settings() {
 # password, "kind", is no secret.
 registry() {
   [ "$(docker inspect --format '{{.State.Running}} {{range .HostConfig.PortBindings}}{{range .}}{{.HostPort}}{{end}}{{end}}' "$REGISTRY" 2>/dev/null)" != "true $PORT" ] || return 0
-  docker rm --force "$REGISTRY" >/dev/null 2>&1 || true # one that did not start, or has another port
+  docker rm --force --volumes "$REGISTRY" >/dev/null 2>&1 || true # one that did not start, or has another port
   say "starting a registry on localhost:$PORT"
   # shellcheck disable=SC2016 # a hash, no variables
   echo 'kind:$2y$05$6qxiVBc9hpx4QF28irL.nudW9OXpfKwNa5PGhXDfsXcHCkFbxlS9e' >"$FOLDER/htpasswd"

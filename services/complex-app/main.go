@@ -107,7 +107,7 @@ func run(ctx context.Context, s settings, log *slog.Logger) error {
 	adminRoutes.Handle("GET /readyz", router)
 	adminRoutes.Handle("GET /metrics", observe.Handler(registry)) // optional: observe
 	server, admin := newServer(router, log), newServer(adminRoutes, log)
-	admin.ReadTimeout = readHeaderTimeout
+	admin.ReadTimeout = 3 * readHeaderTimeout // longer than a scrape takes
 	failed := make(chan error, 2)
 	go func() { failed <- server.Serve(listener) }()
 	if adminListener != nil {

@@ -213,7 +213,7 @@ func listManyDeadLetters(t *testing.T, app *running, q queue.Config, _ records.C
 		})
 	}
 	require.NoError(t, waiting.Wait())
-	require.GreaterOrEqual(t, answers["HTTP/1.1 200"], 3, "of those who are served at a time: %v", answers)
+	require.Positive(t, answers["HTTP/1.1 200"], "%v", answers)
 	require.Equal(t, 150, answers["HTTP/1.1 200"]+answers["HTTP/1.1 503"], "%v", answers)
 	requireQueues(t, q, 0, 1000)
 }

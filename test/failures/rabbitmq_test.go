@@ -513,6 +513,7 @@ func TestTheQueueWasDeclaredOtherwise(t *testing.T) {
 	require.NoError(t, err)
 	app.sendUntilAccepted(t, "after")
 	if j.exit(t) != 0 { // it has asked for a message while the queue was being deleted
+		require.Contains(t, j.Tail(1), "get from "+q.Queue)
 		require.Zero(t, startJob(t, "job", q, db).exit(t))
 	}
 	requireDone(t, db, "job", 1)

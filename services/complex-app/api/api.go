@@ -10,7 +10,6 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
-	"golang.org/x/sync/singleflight"
 
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/queue"
@@ -38,7 +37,6 @@ type api struct {
 	publisher         Publisher
 	store             store
 	dead              deadLetters
-	looks             singleflight.Group // at the dead letters
 	log               *slog.Logger
 	rabbitMQ, mongoDB *outage
 }
@@ -50,7 +48,8 @@ type api struct {
 const (
 	maxSends   = 128
 	maxBatches = 2
-	maxReaders = 3 // of records; and of dead letters, up to 12 MB
+	maxReaders = 3
+	maxLooks   = 1 // at the dead letters: an answer of 1,000 may have 18 MB, when all is control characters
 )
 
 // New returns the router of all routes. Requests pass through the middlewares first.
@@ -72,7 +71,7 @@ func New(p Publisher, s store, d deadLetters, log *slog.Logger, origins, hosts [
 	r.With(a.throttle(maxSends)).Post("/send", a.answer(a.handleSend))
 	r.With(a.throttle(maxBatches)).Post("/send/batch", a.answer(a.handleSendBatch))
 	r.With(a.throttle(maxReaders)).Get("/data", a.answer(a.handleData))
-	r.With(a.throttle(maxReaders)).Get("/dead-letters", a.answer(a.handleDeadLetters))
+	r.With(a.throttle(maxLooks)).Get("/dead-letters", a.answer(a.handleDeadLetters))
 	r.Delete("/dead-letters", a.handleRemove(deadLetters.Discard, "discarded", "discarded"))
 	r.Post("/dead-letters/redrive", a.handleRemove(deadLetters.Redrive, "redriven", "sent back"))
 	r.Get("/healthz", a.answer(a.handleHealthz))

@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/go-json-experiment/json"
-
 	"keda-p2/services/contract/queue"
 )
 
@@ -24,23 +22,14 @@ const (
 )
 
 // handleDeadLetters answers with the dead letters, the oldest first, and leaves them in
-// their queue: GET /dead-letters. Requests that come during a look share its answer.
+// their queue: GET /dead-letters.
 func (a *api) handleDeadLetters(w http.ResponseWriter, r *http.Request) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), deadLetterTimeout)
+	ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
 	defer cancel()
-	body, err, _ := a.looks.Do("", func() (any, error) { return a.look(ctx) })
-	a.rabbitMQ.note(r.Context(), err)
-	if err == nil {
-		write(w, http.StatusOK, jsonType, body.([]byte))
-	}
-	return err
-}
-
-// look returns the answer to all requests that wait for it.
-func (a *api) look(ctx context.Context) (body []byte, err error) {
 	dead, err := a.dead.List(ctx, maxDeadLetters)
+	a.rabbitMQ.note(r.Context(), err)
 	if err != nil {
-		return nil, fmt.Errorf("list dead letters: %w", err)
+		return fmt.Errorf("list dead letters: %w", err)
 	}
 	// RabbitMQ does not know which Job had a message last; its record does. Without
 	// MongoDB the dead letters are shown all the same.
@@ -56,8 +45,7 @@ func (a *api) look(ctx context.Context) (body []byte, err error) {
 			dead[i].Job = cmp.Or(d.Job, jobs[d.ID])
 		}
 	}
-	body, err = json.Marshal(dead, encoding)
-	return append(body, '\n'), err
+	return writeJSON(w, http.StatusOK, jsonType, dead)
 }
 
 // handleRemove sends all dead letters back to the queue, or the one with the id in the
@@ -72,7 +60,6 @@ func (a *api) handleRemove(remove func(deadLetters, context.Context, string) (in
 		ctx, cancel := context.WithTimeout(r.Context(), deadLetterTimeout)
 		defer cancel()
 		n, err := remove(a.dead, ctx, id)
-		a.looks.Forget("") // one that began before would still show them
 		a.rabbitMQ.note(r.Context(), err)
 		switch {
 		case errors.Is(err, queue.ErrNoDeadLetter):

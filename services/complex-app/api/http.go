@@ -39,6 +39,7 @@ const (
 // answer makes a handler that answers with an error, and logs it when it is internal.
 func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		limitBody(w, r) // again: this request may have waited for its turn
 		err := handle(w, r)
 		if err == nil {
 			return
@@ -61,11 +62,15 @@ func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http
 // short one before it sends the answer.
 func inTime(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength != 0 {
-			setReadDeadline(w, time.Now().Add(readTimeout))
-		}
+		limitBody(w, r)
 		next.ServeHTTP(w, r)
 	})
+}
+
+func limitBody(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		setReadDeadline(w, time.Now().Add(readTimeout))
+	}
 }
 
 // onlyUnder refuses requests for other hosts, if there are any: a page of another site
@@ -127,12 +132,10 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, value any)
 
 // write ignores an error of the connection: the client is gone.
 func write(w http.ResponseWriter, status int, contentType string, body []byte) {
+	setWriteDeadline(w)
 	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
-	for part := range slices.Chunk(body, flushBytes) {
-		setWriteDeadline(w)
-		_, _ = w.Write(part)
-	}
+	_, _ = w.Write(body)
 }
 
 // readInput reads a whole body of one of the given types, or the query when there is no

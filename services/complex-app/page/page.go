@@ -55,7 +55,10 @@ func New(p publisher, c counter, s store, d deadLetters, log *slog.Logger) *Page
 // Mount adds the page's routes.
 func (p *Page) Mount(r chi.Router) {
 	file := gzhttp.GzipHandler(http.HandlerFunc(p.handleFile))
-	r = r.With(middleware.ThrottleBacklog(maxAnswers, backlog, backlogTimeout)) // an answer may have a megabyte, and a slow reader
+	r = r.With(middleware.ThrottleWithOpts(middleware.ThrottleOpts{ // an answer may have a megabyte, and a slow reader
+		Limit: maxAnswers, BacklogLimit: backlog, BacklogTimeout: backlogTimeout, StatusCode: http.StatusServiceUnavailable,
+		RetryAfterFn: func(bool) time.Duration { return 2 * time.Second },
+	}))
 	r.Get("/", file)
 	r.Get("/page/{name}", file)
 	r.Get("/events", p.handleEvents)

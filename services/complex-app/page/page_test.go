@@ -363,6 +363,20 @@ func TestTwoComplexApps(t *testing.T) {
 	})
 }
 
+// It may start while MongoDB is away, and must not empty the pages that are open.
+func TestAComplexAppThatKnowsNoRecordsYet(t *testing.T) {
+	t.Parallel()
+	s := newServers()
+	inBubble(t, s, func(t *testing.T, handler http.Handler) {
+		s.put(records.Record{ID: "a", Status: records.Done})
+		after(tick)
+		p := newTab(t).poll(handler)
+		_, fresh := newPage(s) // it has not looked
+		require.Contains(t, p.poll(fresh).records, "a")
+		require.Equal(t, 1, p.wholes)
+	})
+}
+
 func TestCursorsThatNobodyMade(t *testing.T) {
 	t.Parallel()
 	s := newServers()

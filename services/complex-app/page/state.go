@@ -289,7 +289,7 @@ func (s *state) changes(cursors []string) []byte {
 	if after < s.wholeSeq || after > s.seq {
 		after = 0
 	}
-	if time.Since(s.answersAt) >= reuse || len(s.answers) >= maxAnswers {
+	if time.Since(s.answersAt) >= reuse || s.answers[after] == nil && len(s.answers) >= maxAnswers {
 		s.answers, s.answersAt = map[uint64][]byte{}, s.askedAt
 	}
 	if s.answers[after] == nil {

@@ -64,6 +64,7 @@ func TestALetterThatCannotBeRead(t *testing.T) {
 	d := deadLetters(t, c)
 	_, err := d.List(t.Context(), 10)
 	require.ErrorIs(t, err, queue.ErrUnavailable)
+	contracttest.Waiting(t, ch, c.DeadQueue(), 1) // given back
 	n, err := d.Discard(t.Context(), "")
 	require.NoError(t, err)
 	require.Equal(t, 1, n)

@@ -37,6 +37,9 @@ var traceHeaders = []string{"traceparent", "tracestate"}
 // into the frame that RabbitMQ takes a message's headers in.
 const shownBytes = 1 << 10
 
+// maxJobBytes is the longest name of a pod.
+const maxJobBytes = 253
+
 // encode returns a message as it is sent.
 func encode(m contract.Message) (amqp.Publishing, error) {
 	body, err := m.Encode()
@@ -133,7 +136,7 @@ func readDeadLetter(d amqp.Delivery, maxAttempts int) DeadLetter {
 	if reason := header[string](d, deadReason); reason != "" { // a worker gave it up
 		dead.Reason = contract.Shorten(reason, shownBytes)
 		dead.Attempts = int(header[int64](d, deadAttempts))
-		dead.Job = contract.Shorten(header[string](d, deadJob), shownBytes)
+		dead.Job = contract.Shorten(header[string](d, deadJob), maxJobBytes)
 		dead.DeadAt, _ = time.Parse(time.RFC3339, header[string](d, deadTime))
 		return dead
 	}

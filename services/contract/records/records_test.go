@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"keda-p2/services/contract"
 	"keda-p2/services/contract/contracttest"
@@ -275,6 +276,17 @@ func storeAndCollection(t *testing.T) (*records.Store, *mongo.Collection) {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Disconnect(context.Background()) })
 	return s, client.Database(c.DB).Collection(c.Collection)
+}
+
+// The reason must not be that there is no record.
+func TestAUniqueIndexOfSomebodyElseIsNamed(t *testing.T) {
+	t.Parallel()
+	s, collection := storeAndCollection(t)
+	_, err := collection.Indexes().CreateOne(t.Context(), mongo.IndexModel{Keys: bson.D{{Key: "name", Value: 1}}, Options: options.Index().SetUnique(true)})
+	require.NoError(t, err)
+	require.NoError(t, s.Begin(t.Context(), message("id-1", "a"), run("job", 1)))
+	err = s.Begin(t.Context(), message("id-2", "a"), run("job", 1))
+	require.True(t, mongo.IsDuplicateKeyError(err), "%v", err)
 }
 
 // Of documents that somebody else has put into the collection, one is named.

@@ -28,8 +28,8 @@ export class Model {
   query() { return new URLSearchParams([...this.#cursors.values()].map((cursor) => ["after", cursor])); }
 
   apply({ at, changes }) {
+    const name = changes.cursor.split("-")[0]; // first: it fails when this is no answer of ours
     this.#ahead = at - Date.now();
-    const name = changes.cursor.split("-")[0];
     this.#cursors.delete(name); // the last to answer is last
     this.#cursors.set(name, changes.cursor);
     if (this.#cursors.size > 20) this.#cursors.delete(this.#cursors.keys().next().value); // gone long ago

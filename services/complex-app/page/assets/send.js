@@ -4,15 +4,14 @@ const $ = (id) => document.getElementById(id);
 export function setUpSending(model, show) {
   let last; // {key, events}
   const entered = (n) => ({ name: $("name").value + n, content: $("content").value && $("content").value + n });
+  $("send-one").addEventListener("click", () => { $("number").required = false; });
   $("send").addEventListener("submit", (event) => {
     event.preventDefault();
     send({ key: newKey(), events: [entered("")] });
   });
   $("send-burst").addEventListener("click", () => {
     $("number").required = true; // for a burst only
-    const valid = $("send").reportValidity();
-    $("number").required = false;
-    if (!valid) return;
+    if (!$("send").reportValidity()) return;
     send({ key: newKey(), events: Array.from({ length: $("number").valueAsNumber }, (_, i) => entered(i + 1)) });
   });
   $("send-again").addEventListener("click", () => send(last)); // under the same key, so that nothing counts twice
