@@ -39,7 +39,6 @@ const (
 // answer makes a handler that answers with an error, and logs it when it is internal.
 func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		limitBody(w, r) // again: this request may have waited for its turn
 		err := handle(w, r)
 		if err == nil {
 			return
@@ -99,7 +98,9 @@ func (a *api) throttle(n int64) func(http.Handler) http.Handler {
 			if !places.TryAcquire(1) { // a timer for each request would cost a tenth of /send
 				ctx, cancel := context.WithTimeout(r.Context(), throttleTimeout)
 				defer cancel()
-				if places.Acquire(ctx, 1) != nil {
+				err := places.Acquire(ctx, 1)
+				limitBody(w, r) // again: it has waited
+				if err != nil {
 					busy(w, r)
 					return
 				}

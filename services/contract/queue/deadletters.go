@@ -99,7 +99,7 @@ func (d *DeadLetters) Discard(ctx context.Context, id string) (n int, err error)
 	if id != "" {
 		return d.remove(ctx, id, discard)
 	}
-	err = d.alone(ctx, func() error { // reads none, and so removes also one that the library cannot read
+	err = d.alone(ctx, func() (err error) { // reads none, and so removes also one that the library cannot read
 		n, err = d.ch.QueuePurge(d.cfg.DeadQueue(), false)
 		return err
 	})
