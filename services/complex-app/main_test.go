@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -12,12 +14,15 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 
+	"keda-p2/services/complex-app/api"
 	"keda-p2/services/contract/contracttest"
+	"keda-p2/services/contract/records"
 )
 
 func TestMain(m *testing.M) {
@@ -237,6 +242,94 @@ func TestClientsThatNeverReadAreCutOff(t *testing.T) {
 	began = time.Now()
 	require.NoError(t, stop())
 	require.Less(t, time.Since(began), contracttest.Patience)
+}
+
+// pipe is a listener that has one connection, in the time of a synctest bubble.
+type pipe struct {
+	conn   chan net.Conn
+	closed chan struct{}
+}
+
+func (p pipe) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conn:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p pipe) Close() error {
+	close(p.closed)
+	return nil
+}
+
+func (p pipe) Addr() net.Addr { return &net.TCPAddr{} }
+
+// servePipe serves as the service does, sends one request, and returns the client's end.
+func servePipe(t *testing.T, h http.Handler, request string) *bufio.Reader {
+	t.Helper()
+	client, conn := net.Pipe()
+	p := pipe{make(chan net.Conn, 1), make(chan struct{})}
+	p.conn <- conn
+	server, ended := newServer(h, slog.New(slog.DiscardHandler)), make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = server.Serve(p)
+	}()
+	t.Cleanup(func() {
+		_ = client.Close()
+		_ = server.Close()
+		<-ended
+	})
+	_, err := io.WriteString(client, request)
+	require.NoError(t, err)
+	return bufio.NewReader(client)
+}
+
+// slowStore has ten records, and takes its time over each.
+type slowStore struct{}
+
+func (slowStore) Jobs(context.Context, []string) (map[string]string, error) { return nil, nil }
+
+func (slowStore) List(context.Context, records.Query) iter.Seq2[records.Record, error] {
+	return func(yield func(records.Record, error) bool) {
+		for i := range 10 {
+			<-time.After(writeTimeout / 2)
+			if !yield(records.Record{ID: fmt.Sprint(i), Content: strings.Repeat("x", 64<<10)}, nil) {
+				return
+			}
+		}
+	}
+}
+
+func TestALongAnswerIsNotCutOff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := api.New(nil, slowStore{}, nil, slog.New(slog.DiscardHandler), nil, nil)
+		response, err := http.ReadResponse(servePipe(t, h, "GET /data HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"), nil)
+		require.NoError(t, err)
+		defer response.Body.Close()
+		var all []any
+		require.NoError(t, json.NewDecoder(response.Body).Decode(&all))
+		require.Len(t, all, 10)
+	})
+}
+
+func TestIdleConnectionsAreClosed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		client := servePipe(t, http.NotFoundHandler(), "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		response, err := http.ReadResponse(client, nil)
+		require.NoError(t, err)
+		_, err = io.Copy(io.Discard, response.Body)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		began := time.Now()
+		_, err = client.ReadByte()
+		require.ErrorIs(t, err, io.EOF)
+		require.Equal(t, idleTimeout, time.Since(began))
+	})
 }
 
 // The description has exactly the routes that are served, the page's among them.

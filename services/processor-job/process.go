@@ -31,7 +31,6 @@ const (
 
 // delivery is a claimed message, as queue.Delivery is.
 type delivery interface {
-	ID() string
 	Attempt() int
 	LastAttempt() bool
 	Message() (contract.Message, error)
@@ -71,8 +70,8 @@ type processor struct {
 // done.
 func (p processor) process(ctx context.Context, d delivery, began time.Time) outcome {
 	run := records.Run{Job: p.job, Attempt: d.Attempt(), StartedAt: began, ClaimedAt: time.Now()}
-	p.log = p.log.With("id", d.ID(), "attempt", run.Attempt)
-	m, err := d.Message()
+	m, err := d.Message() // the id is there in any case
+	p.log = p.log.With("id", m.ID, "attempt", run.Attempt)
 	if err != nil {
 		return p.deadLetter(ctx, d, err)
 	}
@@ -92,7 +91,7 @@ func (p processor) process(ctx context.Context, d delivery, began time.Time) out
 		if ctx.Err() != nil {
 			return p.release(ctx, d, context.Cause(ctx))
 		}
-		return p.fail(ctx, d, err)
+		return p.fail(ctx, d, m.ID, err)
 	}
 	if err := p.retryStore(ctx, func(ctx context.Context) error { return p.store.Finish(ctx, m.ID) }); err != nil {
 		return p.release(ctx, d, err)
@@ -124,20 +123,17 @@ func (p processor) runWork(ctx context.Context, m contract.Message) error {
 		}()
 		returned <- p.work(ctx, m)
 	}()
-	var err error
+	stuck := make(chan struct{})
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopPatience, func() { close(stuck) }) })()
 	select {
-	case err = <-returned:
-	case <-ctx.Done():
-		select {
-		case err = <-returned:
-		case <-time.After(stopPatience):
-			return fmt.Errorf("%w: %w", context.Cause(ctx), errStuck)
+	case err := <-returned:
+		if err == nil || ctx.Err() == nil || errors.Is(err, errPanic) {
+			return err // nil also when it was done just in time
 		}
+		return context.Cause(ctx)
+	case <-stuck:
+		return fmt.Errorf("%w: %w", context.Cause(ctx), errStuck)
 	}
-	if err == nil || ctx.Err() == nil || errors.Is(err, errPanic) {
-		return err // nil also when it was done just in time
-	}
-	return context.Cause(ctx)
 }
 
 // permanentError is an error of work that trying again would not mend.
@@ -154,16 +150,16 @@ func permanent(err error) error {
 }
 
 // fail gives the message its next attempt, or gives it up after the last one.
-func (p processor) fail(ctx context.Context, d delivery, reason error) outcome {
+func (p processor) fail(ctx context.Context, d delivery, id string, reason error) outcome {
 	status, settle := records.Retrying, p.retryMessage
 	if _, forGood := errors.AsType[permanentError](reason); forGood || d.LastAttempt() {
 		status, settle = records.Failed, p.deadLetter
 	}
-	if err := p.retryStore(ctx, func(ctx context.Context) error { return p.store.Fail(ctx, d.ID(), p.job, status, reason.Error()) }); err != nil {
+	if err := p.retryStore(ctx, func(ctx context.Context) error { return p.store.Fail(ctx, id, p.job, status, reason.Error()) }); err != nil {
 		return p.release(ctx, d, fmt.Errorf("%w, after the work had failed: %w", err, reason))
 	}
 	o := settle(ctx, d, reason)
-	if o != released && (errors.Is(reason, errPanic) || errors.Is(reason, errStuck)) {
+	if errors.Is(reason, errPanic) || errors.Is(reason, errStuck) {
 		return crashed
 	}
 	return o

@@ -56,7 +56,6 @@ type fakeDelivery struct {
 	full    bool // the dead-letter queue
 }
 
-func (d *fakeDelivery) ID() string        { return "id-1" }
 func (d *fakeDelivery) Attempt() int      { return 1 }
 func (d *fakeDelivery) LastAttempt() bool { return false }
 func (d *fakeDelivery) Ack() error        { d.settled = "ack"; return nil }

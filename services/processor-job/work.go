@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"keda-p2/services/contract"
+	"keda-p2/services/contract/config"
 )
 
 // This file is yours: replace it, and you have a worker of your own. The rest of the
@@ -25,14 +26,10 @@ type workSettings struct {
 
 // Validate names every problem with the variables.
 func (s workSettings) Validate() error {
-	var problems []error
-	if s.ProcessingTime < 0 {
-		problems = append(problems, errors.New("PROCESSING_TIME: is negative"))
-	}
-	if !(s.FailureRate >= 0 && s.FailureRate <= 1) {
-		problems = append(problems, errors.New("FAILURE_RATE: is not from 0 to 1"))
-	}
-	return errors.Join(problems...)
+	return errors.Join(
+		config.Check(s.ProcessingTime >= 0, "PROCESSING_TIME: is negative"),
+		config.Check(s.FailureRate >= 0 && s.FailureRate <= 1, "FAILURE_RATE: is not from 0 to 1"),
+	)
 }
 
 // work does what is to be done for one message. This stand-in sleeps, as if it

@@ -27,15 +27,12 @@ func (f *LogFormat) Decode(value string) error {
 // of the span in its context, if there is one.
 func NewLogger(out *os.File, level slog.Level, format LogFormat) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
-	if format == "text" || format == "auto" && isTerminal(out) {
+	info, err := out.Stat()
+	isTerminal := err == nil && info.Mode()&os.ModeCharDevice != 0
+	if format == "text" || format == "auto" && isTerminal {
 		return slog.New(withSpan{slog.NewTextHandler(out, o)})
 	}
 	return slog.New(withSpan{slog.NewJSONHandler(out, o)})
-}
-
-func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // withSpan adds trace_id and span_id, the names that OpenTelemetry gives them in

@@ -255,7 +255,7 @@ func TestNoSecretIsLogged(t *testing.T) {
 		"away":                  {endpoint: "http://u:secret@127.0.0.1:1/secret/a?key=secret", reason: "connection refused"},
 		"not found":             {endpoint: "http://u:secret@" + at + "/secret/a?key=secret", reason: "404"},
 		"busy":                  {endpoint: "http://" + at + "/secret/busy", reason: "request failure|404"},
-		"unknown host":          {endpoint: "http://c.invalid:4318/secret", reason: "lookup c.invalid|zero addresses"},
+		"unknown host":          {endpoint: "http://c..invalid:4318/secret", reason: "lookup c..invalid|zero addresses"},
 		"not a URL":             {endpoint: "http://u:secret@c:port/secret", reason: "is not a URL"},
 		"not a URL either":      {endpoint: "u:secret@c:4318", reason: "is not a URL"},
 		"the other endpoint":    {endpoint: "http://127.0.0.1:1", general: "http://u:secret/secret@c:4318", reason: "parse url"},

@@ -29,20 +29,18 @@ const (
 	sendAgain = "; send the whole batch again with the same Idempotency-Key: without one, those that were accepted would count twice"
 )
 
-type (
-	// batchAnswer counts the lines of a batch. Empty lines do not count.
-	batchAnswer struct {
-		Accepted int         `json:"accepted"`
-		Refused  int         `json:"refused"`
-		Errors   []lineError `json:"errors"` // of the first refused lines
-	}
+// batchAnswer counts the lines of a batch. Empty lines do not count.
+type batchAnswer struct {
+	Accepted int         `json:"accepted"`
+	Refused  int         `json:"refused"`
+	Errors   []lineError `json:"errors"` // of the first refused lines
+}
 
-	lineError struct {
-		Line   int    `json:"line"`         // of the body, from 1
-		ID     string `json:"id,omitempty"` // only of a valid line
-		Detail string `json:"detail"`
-	}
-)
+type lineError struct {
+	Line   int    `json:"line"`         // of the body, from 1
+	ID     string `json:"id,omitempty"` // only of a valid line
+	Detail string `json:"detail"`
+}
 
 // handleSendBatch publishes many events: POST /send/batch with one JSON object per line.
 // It answers when RabbitMQ has confirmed all valid lines, and 202 means that these are all

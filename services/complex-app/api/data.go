@@ -57,10 +57,8 @@ func (a *api) handleData(w http.ResponseWriter, r *http.Request) error {
 		if err := json.MarshalWrite(&out, &record, encoding); err != nil {
 			a.abort(r, err)
 		}
-		if !started || out.Len() >= flushBytes {
-			if flush() != nil {
-				return nil // the client is gone
-			}
+		if (!started || out.Len() >= flushBytes) && flush() != nil {
+			return nil // the client is gone
 		}
 	}
 	a.mongoDB.note(r.Context(), nil)

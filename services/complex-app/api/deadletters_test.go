@@ -135,6 +135,37 @@ func TestOneLooksAtTheDeadLettersAtATime(t *testing.T) {
 	})
 }
 
+// stuckDeadLetters answer when their time is up.
+type stuckDeadLetters struct{}
+
+func (d stuckDeadLetters) List(ctx context.Context, _ int) ([]queue.DeadLetter, error) {
+	_, err := d.Redrive(ctx, "")
+	return nil, err
+}
+
+func (d stuckDeadLetters) Discard(ctx context.Context, id string) (int, error) {
+	return d.Redrive(ctx, id)
+}
+
+func (stuckDeadLetters) Redrive(ctx context.Context, _ string) (int, error) {
+	<-ctx.Done()
+	return 0, fmt.Errorf("%w: %w", queue.ErrCutShort, context.Cause(ctx))
+}
+
+func TestDeadLettersTakeAMinuteAtMost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := api.New(&fakePublisher{}, &fakeStore{}, stuckDeadLetters{}, slog.New(slog.DiscardHandler), nil, nil)
+		for path, method := range map[string]string{
+			"/dead-letters": http.MethodGet, "/dead-letters/redrive": http.MethodPost, "/dead-letters?id=a": http.MethodDelete,
+		} {
+			began := time.Now()
+			require.Equal(t, http.StatusServiceUnavailable, do(h, method, path, "", "", ""))
+			require.Equal(t, time.Minute, time.Since(began), path)
+		}
+	})
+}
+
 func TestDeadLettersWithoutRabbitMQ(t *testing.T) {
 	t.Parallel()
 	d := &fakeDeadLetters{err: fmt.Errorf("%w: %w", queue.ErrUnavailable, errAway)}

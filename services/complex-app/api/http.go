@@ -53,7 +53,10 @@ func (a *api) answer(handle func(http.ResponseWriter, *http.Request) error) http
 		if r.Header.Get("Expect") == "" && r.ContentLength != 0 {
 			_, _ = io.CopyN(io.Discard, r.Body, maxBatchBytes)
 		}
-		p.write(w)
+		if p.Status == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", "2") // seconds
+		}
+		_ = writeJSON(w, p.Status, "application/problem+json", p) // strings and numbers only
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,16 +21,19 @@ import (
 
 	"keda-p2/services/complex-app/api"
 	"keda-p2/services/contract"
+	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/records"
 )
 
 // slowServers answer when released is closed.
 type slowServers struct {
 	fakeStore
-	released chan struct{}
+	released   chan struct{}
+	publishing atomic.Int64
 }
 
 func (s *slowServers) Publish(ctx context.Context, m contract.Message) error {
+	s.publishing.Add(1)
 	<-s.released
 	return nil
 }
@@ -101,6 +105,7 @@ func TestARefusedRequestIsReadBeforeTheAnswer(t *testing.T) {
 		_, err := fmt.Fprintf(dial(t, server), head+event, "", len(event))
 		require.NoError(t, err)
 	}
+	require.Eventually(t, func() bool { return s.publishing.Load() == 2 }, contracttest.Patience, contracttest.Tick, "all places are taken")
 	for name, c := range map[string]struct {
 		query  string
 		length int

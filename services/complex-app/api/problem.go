@@ -85,10 +85,3 @@ func unsent(id string, err error) error {
 	}
 	return fmt.Errorf("%w: %w", p, err)
 }
-
-func (p problem) write(w http.ResponseWriter) {
-	if p.Status == http.StatusServiceUnavailable {
-		w.Header().Set("Retry-After", "2") // seconds
-	}
-	_ = writeJSON(w, p.Status, "application/problem+json", p) // strings and numbers only
-}

@@ -64,9 +64,9 @@ func TestPublishing(t *testing.T) {
 
 	d, err := contracttest.Consumer(t, c).Claim(t.Context(), contracttest.Patience)
 	require.NoError(t, err)
-	require.Equal(t, "id-3", d.ID())
 	m, err := d.Message()
 	require.NoError(t, err)
+	require.Equal(t, "id-3", m.ID)
 	require.Len(t, spans(), 3)
 	last := spans()[2]
 	_, attributes := named(t, spans()[2:], "send "+c.Queue)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -87,11 +88,14 @@ type fakeStore struct {
 	finished []records.Record
 	err      error
 	hangs    bool
+	mu       sync.Mutex
 	since    time.Time // asked for
 }
 
 func (s *fakeStore) Finished(ctx context.Context, since time.Time) iter.Seq2[records.Record, error] {
+	s.mu.Lock()
 	s.since = since
+	s.mu.Unlock()
 	return func(yield func(records.Record, error) bool) {
 		for _, r := range s.finished {
 			if !r.ChangedAt.Before(since) && !yield(r, nil) {
@@ -140,6 +144,45 @@ func TestAScrapeReadsOnlyWhatIsNew(t *testing.T) {
 		s.finished = append(s.finished, done("late", start.Add(51*time.Second)))
 		requireCounted(t, r, 3, "one that became visible late")
 	})
+}
+
+// caught keeps the collector that is registered.
+type caught struct {
+	prometheus.Registerer
+	collector prometheus.Collector
+}
+
+func (c *caught) MustRegister(all ...prometheus.Collector) { c.collector = all[0] }
+
+// What was counted is remembered only as long as it may be read again.
+func TestCountedRecordsAreForgotten(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, c, r, start := &fakeStore{}, &caught{}, prometheus.NewRegistry(), time.Now()
+		observe.Records(c, s, slog.New(slog.DiscardHandler))
+		r.MustRegister(c.collector)
+		for i := range 1000 {
+			s.finished = append(s.finished, done(fmt.Sprint(i), start.Add(time.Duration(i)*time.Second)))
+		}
+		requireCounted(t, r, 1000, "")
+		require.Equal(t, 11, observe.Remembered(c.collector), "those of the last ten seconds")
+	})
+}
+
+// Two Prometheus may scrape at once.
+func TestScrapesAtOnce(t *testing.T) {
+	t.Parallel()
+	s := &fakeStore{}
+	r := registered(s)
+	for i := range 5000 {
+		s.finished = append(s.finished, done(fmt.Sprint(i), time.Now().Add(time.Minute)))
+	}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() { shown(r) })
+	}
+	all.Wait()
+	requireCounted(t, r, 5000, "each once")
 }
 
 func TestAReadingThatIsCutOffGoesOnAtTheNextScrape(t *testing.T) {

@@ -618,6 +618,40 @@ func TestAnAnswerIsEncodedOnceForAll(t *testing.T) {
 	})
 }
 
+// slowReader takes nothing until it is released.
+type slowReader struct {
+	*httptest.ResponseRecorder
+	released chan struct{}
+}
+
+func (r slowReader) Write(b []byte) (int, error) {
+	<-r.released
+	return r.ResponseRecorder.Write(b)
+}
+
+func TestSlowReadersTakeTurns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		_, handler := newPage(newServers())
+		released := make(chan struct{})
+		var reading sync.WaitGroup
+		for range 8 {
+			reading.Go(func() {
+				handler.ServeHTTP(slowReader{httptest.NewRecorder(), released}, httptest.NewRequest(http.MethodGet, "/events", nil))
+			})
+		}
+		synctest.Wait() // all places are taken
+		began := time.Now()
+		w := get(t, handler, "/status")
+		require.Equal(t, http.StatusServiceUnavailable, w.Code)
+		require.Equal(t, "2", w.Header().Get("Retry-After"))
+		require.Equal(t, 5*time.Second, time.Since(began))
+		close(released)
+		reading.Wait()
+		require.Equal(t, http.StatusOK, get(t, handler, "/status").Code)
+	})
+}
+
 func TestFiles(t *testing.T) {
 	t.Parallel()
 	_, handler := newPage(newServers())

@@ -59,32 +59,30 @@ type Status struct {
 	Jobs     *int      `json:"jobs"`     // Jobs at work
 }
 
-type (
-	// changes are what a page gets.
-	changes struct {
-		Cursor  string             `json:"cursor"`           // asks for what comes after this
-		Whole   bool               `json:"whole,omitempty"`  // forget what was there before
-		Status  *Status            `json:"status,omitempty"` // missing until both servers were looked at
-		Depth   []sample           `json:"depth,omitempty"`
-		Records []record           `json:"records,omitempty"`
-		Dead    []queue.DeadLetter `json:"dead"` // all of them, or null when they are the same
-	}
+// changes are what a page gets.
+type changes struct {
+	Cursor  string             `json:"cursor"`           // asks for what comes after this
+	Whole   bool               `json:"whole,omitempty"`  // forget what was there before
+	Status  *Status            `json:"status,omitempty"` // missing until both servers were looked at
+	Depth   []sample           `json:"depth,omitempty"`
+	Records []record           `json:"records,omitempty"`
+	Dead    []queue.DeadLetter `json:"dead"` // all of them, or null when they are the same
+}
 
-	// sample is the number of waiting messages from a time on; null is not known.
-	sample struct {
-		At    time.Time `json:"at"`
-		Ready *int      `json:"ready"`
-		seq   uint64
-	}
+// sample is the number of waiting messages from a time on; null is not known.
+type sample struct {
+	At    time.Time `json:"at"`
+	Ready *int      `json:"ready"`
+	seq   uint64
+}
 
-	// record is one with its runs, and no more of its texts than is shown.
-	record struct {
-		records.Record
-		Runs      []records.Run `json:"runs,omitempty"`
-		ChangedAt time.Time     `json:"changedAt"`
-		seq       uint64
-	}
-)
+// record is one with its runs, and no more of its texts than is shown.
+type record struct {
+	records.Record
+	Runs      []records.Run `json:"runs,omitempty"`
+	ChangedAt time.Time     `json:"changedAt"`
+	seq       uint64
+}
 
 // state is what the polls have found. What changes gets the next sequence number. A
 // page asks with the last number that it has seen, as a cursor, and gets what has a

@@ -19,23 +19,21 @@ const (
 	pollTimeout = 15 * time.Second
 )
 
-type (
-	publisher interface{ Ready() error }
+type publisher interface{ Ready() error }
 
-	counter interface {
-		Count(context.Context) (queue.Counts, error)
-		Close()
-	}
+type counter interface {
+	Count(context.Context) (queue.Counts, error)
+	Close()
+}
 
-	store interface {
-		Changed(ctx context.Context, after time.Time, limit int64, states ...records.Status) iter.Seq2[records.Record, error]
-		Count(context.Context) (int64, error)
-	}
+type store interface {
+	Changed(ctx context.Context, after time.Time, limit int64, states ...records.Status) iter.Seq2[records.Record, error]
+	Count(context.Context) (int64, error)
+}
 
-	deadLetters interface {
-		List(ctx context.Context, limit int) ([]queue.DeadLetter, error)
-	}
-)
+type deadLetters interface {
+	List(ctx context.Context, limit int) ([]queue.DeadLetter, error)
+}
 
 // Run polls the servers until ctx ends. Each has its own pace, so that one that
 // hangs does not hide the other.

@@ -5,7 +5,7 @@ package contracttest
 import (
 	"context"
 	"crypto/rand"
-	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,43 +70,49 @@ func Store(t testing.TB) *records.Store {
 	s, err := records.Open(MongoDB(t), t.Name())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
-	require.NoError(t, s.Ping(t.Context()), howTo)
+	require.Eventually(t, func() bool { return s.Ping(t.Context()) == nil }, Patience, Tick, howTo)
 	return s
 }
 
 // Channel opens a raw channel, for what the contract itself does not offer.
 func Channel(t testing.TB, c queue.Config) *amqp.Channel {
 	t.Helper()
-	ch, err := dial(t, c).Channel()
+	ch, err := Dial(t, c).Channel()
 	require.NoError(t, err)
 	return ch
 }
 
-// dial has more patience than the services: on a busy machine a login takes seconds.
-func dial(t testing.TB, c queue.Config) *amqp.Connection {
+// Dial opens a connection, which ends with the test.
+func Dial(t testing.TB, c queue.Config) *amqp.Connection {
 	t.Helper()
-	for began := time.Now(); ; {
-		conn, err := queue.Dial(context.Background(), c, t.Name())
-		if errors.Is(err, context.DeadlineExceeded) && time.Since(began) < Patience {
-			continue
+	conn, err := patiently(func() (*amqp.Connection, error) { return queue.Dial(context.Background(), c, t.Name()) })
+	require.NoError(t, err, howTo)
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// patiently has more patience than the services: on a busy machine a login takes seconds.
+func patiently[T any](connect func() (T, error)) (connected T, err error) {
+	for began := time.Now(); time.Since(began) < Patience; {
+		connected, err = connect()
+		if err == nil || !strings.Contains(err.Error(), "within 5s") {
+			break
 		}
-		require.NoError(t, err, howTo)
-		t.Cleanup(func() { _ = conn.Close() })
-		return conn
 	}
+	return connected, err
 }
 
 // RabbitMQIsAtLeast reports whether the broker's version is at least the given one,
 // such as 4.3.
 func RabbitMQIsAtLeast(t testing.TB, c queue.Config, version string) bool {
 	t.Helper()
-	return semver.Compare("v"+dial(t, c).Properties["version"].(string), "v"+version) >= 0
+	return semver.Compare("v"+Dial(t, c).Properties["version"].(string), "v"+version) >= 0
 }
 
 // Consumer returns a connected consumer.
 func Consumer(t testing.TB, c queue.Config) *queue.Consumer {
 	t.Helper()
-	consumer, err := queue.Connect(t.Context(), c, t.Name())
+	consumer, err := patiently(func() (*queue.Consumer, error) { return queue.Connect(t.Context(), c, t.Name()) })
 	require.NoError(t, err, howTo)
 	t.Cleanup(func() { _ = consumer.Close() })
 	return consumer

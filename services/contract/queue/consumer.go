@@ -77,8 +77,7 @@ func (c *Consumer) Claim(ctx context.Context, wait time.Duration) (*Delivery, er
 		case <-time.After(pause):
 		case <-deadline:
 			return nil, ErrEmpty
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		case <-ctx.Done(): // the loop returns the cause
 		}
 	}
 }
@@ -119,9 +118,6 @@ func (c *Consumer) Close() error { return c.conn.CloseDeadline(time.Now().Add(cl
 // Message decodes the delivery. After a contract.ErrInvalid the message can never be
 // processed; its id, time and trace are there all the same.
 func (d *Delivery) Message() (contract.Message, error) { return decode(d.raw) }
-
-// ID returns the message's id.
-func (d *Delivery) ID() string { return d.raw.MessageId }
 
 // Attempt returns how many times the message has been tried, this one included. A
 // redriven message counts on.

@@ -46,7 +46,7 @@ type DeadLetters struct {
 	cfg  Config
 	name string
 
-	turn chan struct{} // who has put something in here may use the following
+	turn chan struct{} // a lock: its holder has put a value in, and may use what follows
 	conn *amqp.Connection
 	// ch stays open: RabbitMQ queues up acknowledgements, and forgets those that it has
 	// not come to when their channel is closed.

@@ -120,14 +120,14 @@ func bury(t *testing.T, c queue.Config, n int, change func(int, *amqp.Publishing
 func drain(t *testing.T, c queue.Config, name string) (ids []string) {
 	t.Helper()
 	ch := contracttest.Channel(t, c)
-	waiting, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
-	require.NoError(t, err)
-	messages, err := ch.Consume(name, "", true, false, false, false, nil)
-	require.NoError(t, err)
-	for range waiting.Messages {
-		ids = append(ids, (<-messages).MessageId)
+	for {
+		m, ok, err := ch.Get(name, true) // a count would be 0 while the queue's leader is busy
+		require.NoError(t, err)
+		if !ok {
+			return ids
+		}
+		ids = append(ids, m.MessageId)
 	}
-	return ids
 }
 
 // line is a way to RabbitMQ that can be cut.
@@ -416,6 +416,26 @@ func TestARedriveThatIsCutShort(t *testing.T) {
 	require.Empty(t, drain(t, c, c.DeadQueue()))
 }
 
+// The queue was deleted since the visitor connected: nothing may leave the dead letters.
+func TestARedriveWithoutItsQueueLosesNothing(t *testing.T) {
+	t.Parallel()
+	c := contracttest.RabbitMQ(t)
+	bury(t, c, 3, nil)
+	d := deadLetters(t, c)
+	_, err := d.List(t.Context(), 10) // connects
+	require.NoError(t, err)
+	ch := contracttest.Channel(t, c)
+	_, err = ch.QueueDelete(c.Queue, false, false, false)
+	require.NoError(t, err)
+	_, err = d.Redrive(t.Context(), "")
+	require.ErrorContains(t, err, "a queue is gone")
+	contracttest.Waiting(t, ch, c.DeadQueue(), 3)
+	n, err := d.Redrive(t.Context(), "") // connects again, which declares it
+	require.NoError(t, err)
+	require.Equal(t, 3, n)
+	contracttest.Waiting(t, ch, c.Queue, 3)
+}
+
 // When the connection is lost anywhere, a message is in one queue or, under one id, in
 // both, and the next call connects again.
 func TestALostConnectionLosesNoDeadLetter(t *testing.T) {
@@ -482,8 +502,7 @@ func TestAVisitorDoesNotWaitForEver(t *testing.T) {
 	d := deadLetters(t, c)
 	_, err := d.List(t.Context(), 10)
 	require.NoError(t, err)
-	other, err := queue.Dial(t.Context(), c, t.Name()) // a visitor in another process
-	require.NoError(t, err)
+	other := contracttest.Dial(t, c) // a visitor in another process
 	ch, err := other.Channel()
 	require.NoError(t, err)
 	_, err = ch.QueueDeclare(c.DeadQueue()+".lock", false, true, true, false, nil)

@@ -30,8 +30,6 @@ const (
 	deadTime     = "dead-letter-time" // RFC 3339
 )
 
-var traceHeaders = []string{"traceparent", "tracestate"}
-
 // shownBytes is how much of a dead letter's body and of its reason is listed: a thousand
 // whole ones would need more memory than complex-app has. And a longer reason may not fit
 // into the frame that RabbitMQ takes a message's headers in.
@@ -64,7 +62,7 @@ func encode(m contract.Message) (amqp.Publishing, error) {
 // event is there.
 func decode(d amqp.Delivery) (contract.Message, error) {
 	m := contract.Message{ID: d.MessageId, SentAt: sentAt(d), Trace: map[string]string{}}
-	for _, name := range traceHeaders {
+	for _, name := range []string{"traceparent", "tracestate"} {
 		if value := header[string](d, name); value != "" {
 			m.Trace[name] = value
 		}
@@ -147,7 +145,7 @@ func readDeadLetter(d amqp.Delivery, maxAttempts int) DeadLetter {
 	switch dead.Reason {
 	case "":
 	case "delivery_limit":
-		dead.Reason, dead.Attempts = fmt.Sprintf("delivered %d times and never acknowledged: each time its worker died or was stopped", maxAttempts), before+maxAttempts
+		dead.Reason, dead.Attempts = fmt.Sprintf("delivered %d times, or fewer by a policy's delivery-limit, and never acknowledged: its worker died or was stopped, unless its record has an error", maxAttempts), before+maxAttempts
 	default:
 		dead.Attempts = before + 1
 	}

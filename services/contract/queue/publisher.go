@@ -45,7 +45,6 @@ type Publisher struct {
 // session is one connection with one channel in confirm mode, or why there is none.
 type session struct {
 	problem  error
-	conn     *amqp.Connection
 	ch       *amqp.Channel
 	blocked  atomic.Bool
 	confirms atomic.Uint64
@@ -65,52 +64,43 @@ func NewPublisher(c Config, name string, timeout time.Duration, log *slog.Logger
 // Run connects, and connects again whenever the connection is lost, until ctx
 // ends. Then it closes the connection: end ctx only after the last Publish.
 func (p *Publisher) Run(ctx context.Context) {
-	for wait := minRedial; ; wait = min(2*wait, maxRedial) {
+	for wait := minRedial; ctx.Err() == nil; wait = min(2*wait, maxRedial) {
 		conn, ch, err := open(ctx, p.cfg, p.name)
 		if err == nil {
 			s := newSession(conn, ch)
-			p.log.Info("connected to RabbitMQ", "queue", p.cfg.Queue)
-			p.connects.Add(1)
 			p.session.Store(s)
+			p.connects.Add(1)
+			p.log.Info("connected to RabbitMQ", "queue", p.cfg.Queue)
 			select {
 			case <-s.use.Done():
 				p.setProblem(fmt.Errorf("connection lost: %w", p.cfg.explain(context.Cause(s.use))))
-				s.close(0) // nobody waits any longer for its confirms
+				_ = conn.CloseDeadline(time.Now()) // nobody waits any longer for its confirms
 			case <-ctx.Done():
 				p.setProblem(context.Cause(ctx))
-				s.close(closeTimeout)
+				_ = conn.CloseDeadline(time.Now().Add(closeTimeout))
 			}
 			wait = minRedial
 		} else {
 			p.setProblem(err)
 		}
-		if ctx.Err() != nil {
-			return
+		if ctx.Err() == nil {
+			p.log.Warn("no connection to RabbitMQ, will try again", "reason", p.Ready(), "in", wait.String())
 		}
-		p.log.Warn("no connection to RabbitMQ, will try again", "reason", p.Ready(), "in", wait.String())
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return
 		}
 	}
 }
 
 // Ready returns nil when messages can be published, or why they cannot.
-func (p *Publisher) Ready() error {
-	_, err := p.usable()
-	return err
-}
+func (p *Publisher) Ready() error { return p.session.Load().ready() }
 
-func (p *Publisher) usable() (*session, error) {
-	s := p.session.Load()
-	switch {
-	case s.problem != nil:
-		return nil, s.problem
-	case s.blocked.Load():
-		return nil, errors.New("publishing is blocked by a memory or disk alarm")
+func (s *session) ready() error {
+	if s.problem == nil && s.blocked.Load() {
+		return errors.New("publishing is blocked by a memory or disk alarm")
 	}
-	return s, nil
+	return s.problem
 }
 
 // Connects returns how many connections were made: all but the first are reconnects.
@@ -127,8 +117,8 @@ func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
 	if err != nil {
 		return err
 	}
-	s, err := p.usable()
-	if err != nil {
+	s := p.session.Load()
+	if err := s.ready(); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, fmt.Errorf("no answer within %s", p.timeout))
@@ -164,6 +154,7 @@ func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
 	}
 	if _, returned := s.returned.Load(m.ID); returned {
 		p.returns.Add(1)
+		s.end(errors.New("a queue is gone")) // a new session declares the queue again
 		return fmt.Errorf("%w: the queue %s is gone and will be declared again", ErrUnavailable, p.cfg.Queue)
 	}
 	return nil
@@ -172,7 +163,7 @@ func (p *Publisher) Publish(ctx context.Context, m contract.Message) error {
 // newSession also starts the goroutines that watch the connection. They end when the
 // library closes their Go channels, which it does with the connection.
 func newSession(conn *amqp.Connection, ch *amqp.Channel) *session {
-	s := &session{conn: conn, ch: ch}
+	s := &session{ch: ch}
 	s.use, s.end = context.WithCancelCause(context.Background())
 	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
 	go func() { s.end(cmp.Or(<-closed, amqp.ErrClosed)) }() // nil when we have closed it
@@ -190,13 +181,10 @@ func newSession(conn *amqp.Connection, ch *amqp.Channel) *session {
 	go func() {
 		for r := range returns {
 			s.returned.Store(r.MessageId, struct{}{})
-			s.end(errors.New("a queue is gone")) // a new session declares the queue again
 			<-noted
 		}
 	}()
 	return s
 }
-
-func (s *session) close(timeout time.Duration) { _ = s.conn.CloseDeadline(time.Now().Add(timeout)) }
 
 func (p *Publisher) setProblem(err error) { p.session.Store(&session{problem: err}) }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -55,7 +56,7 @@ const (
 type Config struct {
 	config.Server
 	// URI is a connection string of MongoDB's, for a replica set or a managed server.
-	// What it says wins over the other variables.
+	// What it says wins over the other variables. Without a user it says nothing of the login.
 	URI        string
 	Port       config.Port `default:"27017"`
 	DB         string      `default:"sample-db"`
@@ -73,12 +74,18 @@ func (c Config) Validate() error {
 	)
 }
 
+// srvOptions are those that only mongodb+srv may have.
+var srvOptions = regexp.MustCompile(`(?i)\bsrv(MaxHosts=\d+|ServiceName=[^&]+)(&|$)`)
+
 // validateURI does not ask the DNS, which may not answer yet, as the driver does for
 // mongodb+srv. The driver's errors quote the string, which may have a password anywhere
 // when it is wrong: only those of files are shown.
 func (c Config) validateURI() error {
 	invalid := func(uri string) error {
-		return options.Client().ApplyURI(strings.Replace(uri, "mongodb+srv://", "mongodb://", 1)).Validate()
+		if rest, ok := strings.CutPrefix(uri, "mongodb+srv://"); ok {
+			uri = "mongodb://" + srvOptions.ReplaceAllString(rest, "")
+		}
+		return options.Client().ApplyURI(uri).Validate()
 	}
 	if c.URI == "" {
 		return nil
@@ -87,14 +94,11 @@ func (c Config) validateURI() error {
 	if strings.Count(address, "@") > 1 || invalid(address) != nil {
 		return errors.New("MONGODB_URI: is not like mongodb://user:password@host:27017,host:27017/?option=value, or begins with mongodb+srv:// and has more than a host; write : / ? # @ in user and password as %3A %2F %3F %23 %40")
 	}
-	var file *fs.PathError
-	switch err := invalid(c.URI); {
-	case errors.As(err, &file):
+	err := invalid(c.URI)
+	if file, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Errorf("MONGODB_URI: %w", file)
-	case err != nil:
-		return errors.New("MONGODB_URI: an option after the ? is not valid; MongoDB's manual has them under Connection String Options")
 	}
-	return nil
+	return config.Check(err == nil, "MONGODB_URI: an option after the ? is not valid, or is an authMechanism without user and password before the hosts; MongoDB's manual has them under Connection String Options")
 }
 
 // Record is what is stored of an event. MongoDB keeps times in milliseconds.
@@ -238,16 +242,15 @@ func (s *Store) Begin(ctx context.Context, m contract.Message, run Run) error {
 		return err
 	}
 	found, err := s.find(ctx, m.ID)
-	if err == nil && found.Status != Done {
+	switch {
+	case errors.Is(err, ErrUnknown):
+		err = taken // in a unique index of somebody else's
+	case err == nil && found.Status == Done:
+		return ErrDone
+	case err == nil:
 		err = errors.New("it has just changed") // deleted and stored again
 	}
-	if errors.Is(err, ErrUnknown) {
-		err = taken // in a unique index of somebody else's
-	}
-	if err != nil {
-		return wrap("store", m.ID, err)
-	}
-	return ErrDone
+	return wrap("store", m.ID, err)
 }
 
 // Finish marks the record done. Doing so again changes nothing.

@@ -75,11 +75,11 @@ func TestARecordsLife(t *testing.T) {
 	require.Equal(t, stored, all[0].StoredAt)
 	// sent twice, as when the first answer is lost
 	require.NoError(t, s.Begin(t.Context(), m, run("job-2", 2)))
-	for r, err := range s.Changed(t.Context(), time.Time{}, 1, records.Processing) {
+	require.Empty(t, all[0].Runs, "List leaves them out")
+	for r, err = range s.Changed(t.Context(), time.Time{}, 1, records.Processing) {
 		require.NoError(t, err)
-		require.Equal(t, []records.Run{run("job-1", 1), run("job-2", 2)}, r.Runs)
-		require.Empty(t, all[0].Runs, "List leaves them out")
 	}
+	require.Equal(t, []records.Run{run("job-1", 1), run("job-2", 2)}, r.Runs)
 
 	require.NoError(t, s.Finish(t.Context(), "id"))
 	r = list(t, s, records.Query{})[0]
@@ -275,6 +275,9 @@ func storeAndCollection(t *testing.T) (*records.Store, *mongo.Collection) {
 	client, err := records.Connect(c, "test")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Disconnect(context.Background()) })
+	require.Eventually(t, func() bool {
+		return s.Ping(t.Context()) == nil && client.Ping(t.Context(), nil) == nil
+	}, contracttest.Patience, contracttest.Tick)
 	return s, client.Database(c.DB).Collection(c.Collection)
 }
 
@@ -346,9 +349,7 @@ func TestDocumentsThatAreNoRecordsArePassedOver(t *testing.T) {
 	jobs, err := s.Jobs(t.Context(), []string{"ours", "a text for a number"})
 	require.NoError(t, err)
 	require.Equal(t, "job", jobs["ours"])
-	for _, err := range s.List(t.Context(), records.Query{After: "no status"}) {
-		require.ErrorIs(t, err, records.ErrUnknown)
-	}
+	require.ErrorIs(t, failure(s.List(t.Context(), records.Query{After: "no status"})), records.ErrUnknown)
 	require.Len(t, named, 1)
 	require.Contains(t, named[0], "_id")
 }
@@ -405,9 +406,14 @@ func TestChanged(t *testing.T) {
 func TestListAfterAnUnknownRecord(t *testing.T) {
 	t.Parallel()
 	s := contracttest.Store(t)
-	for _, err := range s.List(t.Context(), records.Query{After: "nobody"}) {
-		require.ErrorIs(t, err, records.ErrUnknown)
+	require.ErrorIs(t, failure(s.List(t.Context(), records.Query{After: "nobody"})), records.ErrUnknown)
+}
+
+// failure returns the error with which a sequence ends.
+func failure(seq iter.Seq2[records.Record, error]) (err error) {
+	for _, err = range seq {
 	}
+	return err
 }
 
 func TestWithoutAServer(t *testing.T) {
@@ -420,9 +426,7 @@ func TestWithoutAServer(t *testing.T) {
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), c.Password)
 	require.Error(t, s.Begin(t.Context(), message("id", "a"), run("job", 1)))
-	for _, err := range s.List(t.Context(), records.Query{}) {
-		require.Error(t, err)
-	}
+	require.Error(t, failure(s.List(t.Context(), records.Query{})))
 }
 
 func TestConfigValidate(t *testing.T) {

@@ -147,6 +147,9 @@ func (m *member) answer(command bson.Raw) bson.D {
 			{Key: "primary", Value: primary}, {Key: "me", Value: m.addr}, {Key: "minWireVersion", Value: 0}, {Key: "maxWireVersion", Value: 25},
 			{Key: "maxBsonObjectSize", Value: 16 << 20}, {Key: "maxMessageSizeBytes", Value: 48_000_000}, {Key: "maxWriteBatchSize", Value: 100_000},
 			{Key: "logicalSessionTimeoutMinutes", Value: 30}}
+	case "find": // one record, and more to come
+		return bson.D{{Key: "ok", Value: 1}, {Key: "cursor", Value: bson.D{{Key: "id", Value: int64(7)}, {Key: "ns", Value: "db.c"},
+			{Key: "firstBatch", Value: bson.A{records.Record{ID: "id", Name: "a", Status: records.Done, StoredAt: time.Now().Add(-time.Hour)}}}}}}
 	}
 	return bson.D{{Key: "ok", Value: 1}, {Key: "n", Value: 1}, {Key: "nModified", Value: 1}}
 }
@@ -202,6 +205,24 @@ func TestReplicaSetWithTLS(t *testing.T) {
 	}
 }
 
+// What is read is stored for good, and a cursor that is left is closed, also by a reader
+// who has hung up.
+func TestReadsOfAReplicaSet(t *testing.T) {
+	t.Parallel()
+	secondary, primary, caFile := replicaSet(t, "127.0.0.1", "localhost")
+	s := openURI(t, records.Config{URI: "mongodb://" + secondary.addr + "/?replicaSet=rs0&tls=true&readConcernLevel=local&tlsCAFile=" + caFile})
+	ctx, hangUp := context.WithCancel(t.Context())
+	defer hangUp()
+	for _, err := range s.List(ctx, records.Query{}) {
+		require.NoError(t, err)
+		hangUp()
+		break
+	}
+	require.NotNil(t, primary.got("find"))
+	require.Equal(t, "majority", primary.got("find").Lookup("readConcern", "level").StringValue(), "a URI cannot weaken it")
+	require.NotNil(t, primary.got("killCursors"))
+}
+
 func withCA(c records.Config, caFile string) records.Config {
 	c.TLS, c.CAFile = true, caFile
 	return c
@@ -213,7 +234,9 @@ func TestDirectConnection(t *testing.T) {
 	s := openURI(t, records.Config{URI: "mongodb://" + secondary.addr + "/?directConnection=true&tls=true&tlsCAFile=" + caFile})
 	require.NoError(t, s.Ping(t.Context()))
 	require.NotNil(t, secondary.got("ping"))
-	require.Nil(t, primary.got("hello"))
+	primary.mu.Lock()
+	defer primary.mu.Unlock()
+	require.Empty(t, primary.commands)
 }
 
 // Not parallel: it changes the resolver.
@@ -297,6 +320,8 @@ func TestURIThatIsWrong(t *testing.T) {
 		"mongodb://root:s3cret@mongodb/?tls=true&ssl=false":       option,
 		"mongodb://root:s3cret@mongodb/?maxPoolSize=s3cret":       option,
 		"mongodb://root:s3cret@a,b/?directConnection=true":        option,
+		"mongodb://mongodb/?authMechanism=SCRAM-SHA-256":          option,
+		"mongodb+srv://cluster0.x/?srvMaxHosts=many":              option,
 		"mongodb://root:s3cret@mongodb/?tls=true&tlsCAFile=/none": "MONGODB_URI: open /none: no such file or directory",
 	} {
 		c := records.Config{URI: uri, DB: "db", Collection: "c"}
@@ -310,6 +335,9 @@ func TestURIThatIsWrong(t *testing.T) {
 		"mongodb://account:s3cret==@account.mongo.cosmos.azure.com:10255/?ssl=true&replicaSet=globaldb&retrywrites=false&maxIdleTimeMS=120000&appName=@account@",
 		"mongodb://root:s3cret@docdb.cluster-x.eu-west-1.docdb.amazonaws.com:27017/?replicaSet=rs0&readPreference=secondaryPreferred&retryWrites=false",
 		"mongodb+srv://root:s3cret@cluster0.x.mongodb.net/?retryWrites=true&w=majority&appName=Cluster0",
+		"mongodb+srv://root:s3cret@cluster0.x.mongodb.net/?srvMaxHosts=2",
+		"mongodb+srv://root:s3cret@cluster0.x.mongodb.net/?w=majority&srvServiceName=other&srvmaxhosts=2&tls=true",
+		"mongodb+srv://root:s3cret@cluster0.x.mongodb.net/?w=majority&srvMaxHosts=2",
 	} {
 		c := records.Config{URI: uri, DB: "db", Collection: "c"}
 		c.Host = "localhost"

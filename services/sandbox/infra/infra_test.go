@@ -1,6 +1,8 @@
 package infra_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -42,6 +44,9 @@ func channel(t *testing.T, r *infra.RabbitMQ, password string) (*amqp.Channel, e
 	conn, err := queue.Dial(t.Context(), queue.Config{
 		Server: config.Server{Host: r.Host, User: user, Password: password}, Port: config.Port(r.Port), VHost: "/",
 	}, t.Name())
+	if errors.Is(err, context.DeadlineExceeded) { // on a busy machine a login takes seconds, and a refusal three more
+		return channel(t, r, password)
+	}
 	if err != nil {
 		return nil, err
 	}

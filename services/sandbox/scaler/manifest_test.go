@@ -191,6 +191,11 @@ func TestLoadDeploy(t *testing.T) {
 	require.Equal(t, "accurate", j.Strategy.Name)
 	require.True(t, j.PendingUntilReady)
 	require.GreaterOrEqual(t, time.Duration(j.ProbeFailures)*j.ProbePeriod, time.Minute, "work that keeps the CPU busy may miss probes, and must not be pending again")
+	require.Equal(t, time.Second, j.ProbePeriod, "a pod that has claimed must not be pending for long")
+	require.Equal(t, time.Second, j.Interval, "the waits in the README")
+	work, err := time.ParseDuration(j.Env["WORK_TIMEOUT"])
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, j.Deadline, work+2*time.Minute+time.Minute, "RETRY_TIMEOUT and the start have room, too")
 	require.NotEmpty(t, j.Env["RABBITMQ_HOST"])
 	require.NotEmpty(t, j.Env["RABBITMQ_PASSWORD"])
 }
