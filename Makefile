@@ -37,9 +37,9 @@ build: ## build the programs into bin/
 		./services/complex-app ./services/processor-job ./services/sandbox/cmd/sandbox
 
 .PHONY: test
-test: build ## unit and integration tests on a real RabbitMQ and database: PKG=./services/… RUN=TestName pick some
+test: build ## unit and integration tests on a real RabbitMQ and database: PKG=./services/… RUN=TestName pick some, COUNT=20 repeats them
 	@[ -n "$(RACE)" ] || echo "no C compiler: testing without the race detector"
-	@bin/sandbox exec -- go test $(RACE) -run '$(RUN)' $(PKG)
+	@bin/sandbox exec -- go test -count=$(or $(COUNT),1) $(RACE) -run '$(RUN)' $(PKG)
 
 .PHONY: cover
 cover: build ## the tests' coverage, as coverage.html

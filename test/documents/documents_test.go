@@ -273,6 +273,7 @@ var runs = []struct{ command, file, words string }{
 	{"curl http://localhost:8080/data", "test/compose/compose_test.go", "/data"},
 	{"kubectl apply -f deploy/00-secret.yaml -f deploy/infrastructure/", "test/e2e/e2e_test.go", `"apply", "-f", "deploy/00-secret.yaml", "-f", "deploy/infrastructure/"`},
 	{"kubectl apply -f deploy/", "test/e2e/e2e_test.go", `"apply", "-f", "deploy/"`},
+	{"kubectl rollout status deployment/complex-app", "test/e2e/cluster_test.go", `"rollout", "status", "deployment/complex-app"`},
 	{"kubectl port-forward service/complex-app-keda-service", "test/measure/scaling/cluster.go", `"port-forward", "service/complex-app-keda-service"`},
 	{"kubectl get ", "test/e2e/e2e_test.go", `"kubectl", "get"`},
 	{"kubectl run -it --rm curl-pod", "test/e2e/cluster_test.go", "curlimages/curl"},

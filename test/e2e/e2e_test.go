@@ -130,7 +130,7 @@ exit
 	// KEDA looks at the empty queue several times, and must start nothing
 	require.Never(t, func() bool {
 		out, err := c.Try(t.Context(), "", "kubectl", "get", "jobs", "-o", "name")
-		return err != nil || len(strings.Fields(out)) != tutorial.Events
+		return err == nil && len(strings.Fields(out)) != tutorial.Events
 	}, 15*tutorial.PollingInterval, time.Second, "there was a sixth Job")
 	t.Logf("kubectl get jobs\n%s", c.Run(t, "kubectl", "get", "jobs"))
 

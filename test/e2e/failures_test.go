@@ -223,6 +223,6 @@ func (c cluster) requireJobs(t *testing.T, want jobs) {
 	})
 	require.Never(t, func() bool {
 		found, err := c.jobs(t.Context())
-		return err != nil || found != want
+		return err == nil && found != want
 	}, 15*tutorial.PollingInterval, time.Second, "there was another Job")
 }

@@ -155,12 +155,12 @@ func cutOff(t *testing.T, c cluster) {
 	pod := c.leader(t)
 	c.gather(t, pod)
 	c.Run(t, "kubectl", "exec", pod, "-c", "rabbitmq", "--", "rabbitmqctl", "eval",
-		`spawn(fun() -> [begin timer:sleep(200), [erlang:disconnect_node(N) || N <- nodes()] end || _ <- lists:seq(1, 100)] end), ok.`)
+		`spawn(fun() -> [begin timer:sleep(200), [erlang:disconnect_node(N) || N <- nodes()] end || _ <- lists:seq(1, 300)] end), ok.`)
 	_, err := c.Try(t.Context(), fmt.Sprintf(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"cut-off"},
 		"spec":{"podSelector":{"matchLabels":{"statefulset.kubernetes.io/pod-name":%q}},"policyTypes":["Ingress","Egress"]}}`, pod), "kubectl", "create", "-f", "-")
 	require.NoError(t, err)
 	// of the majority's own accord: the node that is cut off cannot tell
-	tutorial.Eventually(t, 20*time.Second, func(collect *assert.CollectT) {
+	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) {
 		for _, q := range c.quorums(collect, another(pod)) {
 			require.Len(collect, q.Online, 2, "does the network plugin enforce NetworkPolicies?")
 		}

@@ -47,7 +47,9 @@ func strangers(t *testing.T, c cluster) {
 	targets := c.targets(t)
 	names := slices.Sorted(maps.Keys(targets))
 	c.startStranger(t, monitoring)
-	require.Equal(t, names, c.reaches(t, monitoring, targets), "something is not reachable even without policies")
+	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) {
+		require.Equal(collect, names, c.reaches(collect, monitoring, targets), "something is not reachable even without policies")
+	})
 
 	c.Run(t, "kubectl", "apply", "-f", c.policies())
 	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) {
@@ -121,6 +123,10 @@ func (c cluster) startStranger(t *testing.T, namespace string) {
 	_, err := c.Try(t.Context(), fmt.Sprintf(`{"apiVersion":"v1","kind":"Namespace","metadata":{"name":%q,"ownerReferences":[{"apiVersion":"v1","kind":"Namespace","name":%q,"uid":%q}]}}`,
 		namespace, c.namespace, owner), "kubectl", "create", "-f", "-")
 	require.NoError(t, err)
+	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) { // without it no pod is let in
+		_, err := c.Try(t.Context(), "", "kubectl", "get", "serviceaccount", "default", "-n", namespace)
+		require.NoError(collect, err)
+	})
 	c.startPod(t, namespace)
 }
 

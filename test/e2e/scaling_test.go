@@ -52,11 +52,11 @@ func deploymentInstead(t *testing.T, c cluster) {
 }
 
 // scaleIn has the HPA count waiting messages only: as soon as the last ones are
-// claimed, it stops all pods but one.
+// claimed, it stops all pods but one. It looks every 15 s.
 func scaleIn(t *testing.T, c cluster) {
 	kedaStays.RLock()
 	defer kedaStays.RUnlock()
-	r := c.measure(t, "-loads", "thirty", "-variants", "over-amqp")[0]
+	r := c.measure(t, "-loads", "waves", "-variants", "over-amqp")[0]
 	require.Positive(t, r.Interrupted, "no pod was told to stop while it had a message")
 	require.Zero(t, r.Lost)
 	require.Zero(t, r.Twice)

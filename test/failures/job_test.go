@@ -177,6 +177,19 @@ func TestRabbitMQDoesNotAnswerAJob(t *testing.T) {
 	requireQueues(t, q, 0, 0)
 }
 
+func TestRabbitMQDoesNotAnswerADeclaration(t *testing.T) {
+	t.Parallel()
+	q, db := servers(t)
+	linked, l := brokerLink(t, q)
+	publish(t, q, event("id-1"))
+	l.hold(t, down, confirming)
+	first := startJob(t, "first", linked, db, "RETRY_TIMEOUT=8s")
+	require.Equal(t, 1, first.exit(t))
+	require.Contains(t, first.Tail(1), "no answer within 5s") // else missed heartbeats would end it
+	require.Zero(t, startJob(t, "second", q, db).exit(t))
+	requireDone(t, db, "second", 1)
+}
+
 // RabbitMQ takes a Job for dead that is not, and gives its message to another.
 func TestTwoJobsWithOneMessage(t *testing.T) {
 	t.Parallel()

@@ -35,7 +35,10 @@ const (
 	stored        = "upserted"   // MongoDB's answer to it
 	marking       = "finishedAt" // the update that marks it as done
 	acknowledging = "\x00\x3c\x00\x50"
+	claiming      = "\x00\x3c\x00\x46"
 	delivering    = "\x00\x3c\x00\x47" // RabbitMQ's answer to a claim
+	showing       = "\x00\x3c\x00\x3c" // a dead letter
+	confirming    = "\x00\x55\x00\x0b" // RabbitMQ's answer before the declaration of the queues
 )
 
 const holdType = "hold"

@@ -229,7 +229,7 @@ func TestAMessageThatKillsItsWorker(t *testing.T) {
 		if waiting.Messages == 0 && dead.Messages == 1 { // one that RabbitMQ holds back is in neither
 			break
 		}
-		j := startJob(t, fmt.Sprint("job-", n), q, db, "PROCESSING_TIME=1s", "CLAIM_TIMEOUT=5s")
+		j := startJob(t, fmt.Sprint("job-", n), q, db, "PROCESSING_TIME=5s", "CLAIM_TIMEOUT=5s")
 		eventually(t, func() bool { return j.logged("stored, working") || j.logged("nothing to do") }, "it has a message")
 		if j.logged(`"id":"killer"`) {
 			j.Kill()
@@ -278,7 +278,7 @@ func TestOutOfMemory(t *testing.T) {
 	require.NoError(t, os.WriteFile(limited, []byte(script), 0o700))
 	deaths := 0
 	for range 4 * maxAttempts {
-		j := start(t, limited, "PROBE_ADDR", q, db, []string{"POD_NAME=job", "PROCESSING_TIME=0s", "CLAIM_TIMEOUT=2s"})
+		j := start(t, limited, "PROBE_ADDR", q, db, []string{"POD_NAME=job", "PROCESSING_TIME=0s", "CLAIM_TIMEOUT=10s"})
 		if code := j.exit(t); code != 0 {
 			deaths++
 			// Where memory ends, Go's runtime dies in one of twenty places, each with words of its own,

@@ -103,9 +103,12 @@ func (p *running) exit(t *testing.T) int {
 }
 
 // logged says whether the log contains a text by now.
-func (p *running) logged(text string) bool {
+func (p *running) logged(text string) bool { return p.logs(text) > 0 }
+
+// logs counts a text in the log.
+func (p *running) logs(text string) int {
 	content, _ := os.ReadFile(p.log)
-	return bytes.Contains(content, []byte(text))
+	return bytes.Count(content, []byte(text))
 }
 
 // answers returns the status of a GET, or 0.

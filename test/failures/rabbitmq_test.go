@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -326,7 +327,9 @@ func TestRabbitMQConnection(t *testing.T) {
 			found := drain(t, q)
 			require.Contains(t, found, "the-event")
 			delete(found, "the-event")
-			require.Equal(t, map[string]int{"before": 1}, found)
+			require.Contains(t, found, "before") // twice, if its first confirm was late
+			delete(found, "before")
+			require.Empty(t, found)
 		})
 	}
 }
@@ -339,9 +342,11 @@ func TestRabbitMQFallsSilent(t *testing.T) {
 	linked, l := brokerLink(t, q)
 	app := startApp(t, linked, noDatabase(), "CONFIRM_TIMEOUT=1s")
 	app.sendUntilAccepted(t, "before")
+	const noticed = "no connection to RabbitMQ, will try again"
+	before := app.logs(noticed)
 	l.stall(t)
 	began := time.Now()
-	eventually(t, func() bool { return app.logged("no connection to RabbitMQ, will try again") }, "it notices")
+	eventually(t, func() bool { return app.logs(noticed) > before }, "it notices")
 	t.Logf("noticed after %s", time.Since(began))
 	require.Less(t, time.Since(began), 25*time.Second)
 	eventually(t, func() bool {
@@ -405,6 +410,7 @@ func TestTheQueueIsDeletedWhileTheServiceRuns(t *testing.T) {
 	q, _ := servers(t)
 	app := startApp(t, q, noDatabase())
 	app.sendUntilAccepted(t, "before")
+	files := app.openFiles(t)
 	ch := contracttest.Channel(t, q)
 	for _, name := range []string{q.Queue, q.DeadQueue()} {
 		_, err := ch.QueueDelete(name, false, false, false)
@@ -443,6 +449,9 @@ func TestTheQueueIsDeletedWhileTheServiceRuns(t *testing.T) {
 			return true
 		})
 	}
+	http.DefaultClient.CloseIdleConnections()
+	// a few are for the page, which looks by itself
+	eventually(t, func() bool { return app.openFiles(t) <= files+5 }, "no connection is left of the sessions that ended")
 }
 
 // How to change over from a queue that an earlier version has declared, as
@@ -552,7 +561,7 @@ func TestWrongCredentials(t *testing.T) {
 	require.False(t, app.logged(n.queue.Password))
 	require.Equal(t, http.StatusServiceUnavailable, app.answers("/readyz"))
 	app.mustSend(t, "the-event", http.StatusServiceUnavailable)
-	j := startJob(t, "job", n.queue, db, "RETRY_TIMEOUT=5s")
+	j := startJob(t, "job", n.queue, db, "RETRY_TIMEOUT=30s") // RabbitMQ takes 3 s for each refusal
 	require.Equal(t, 1, j.exit(t))
 	require.Contains(t, j.Tail(1), "username or password not allowed")
 
@@ -604,6 +613,113 @@ func TestTheDeadLettersAreNotKnown(t *testing.T) {
 	leader("resume")
 	eventually(t, func() bool { return redrive() == http.StatusOK }, "it is sent back")
 	requireQueues(t, n.queue, 1, 0)
+}
+
+// One that was not counted is found by asking for it. It stays where it is.
+func TestADeadLetterThatWasNotCounted(t *testing.T) {
+	t.Parallel()
+	q, _ := servers(t)
+	linked, l := brokerLink(t, q)
+	d := queue.NewDeadLetters(linked, t.Name())
+	t.Cleanup(d.Close)
+	asked := l.hold(t, up, claiming)
+	listed := make(chan []queue.DeadLetter, 1)
+	go func() {
+		dead, err := d.List(t.Context(), 10)
+		if err != nil {
+			t.Error(err)
+		}
+		listed <- dead
+	}()
+	eventually(t, asked.held.Load, "it asks for one")
+	publishTo(t, q, q.DeadQueue(), event("late"))
+	l.release()
+	require.Len(t, <-listed, 1)
+	requireQueues(t, q, 0, 1)
+}
+
+// The library's calls know no context.
+func TestAVisitEndsSoonAfterItsContext(t *testing.T) {
+	t.Parallel()
+	q, _ := servers(t)
+	publishTo(t, q, q.DeadQueue(), event("dead"))
+	linked, l := brokerLink(t, q)
+	d := queue.NewDeadLetters(linked, t.Name())
+	t.Cleanup(d.Close)
+	letter := l.hold(t, down, showing) // and all that RabbitMQ would say after it
+	ctx, hangUp := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := d.List(ctx, 10)
+		ended <- err
+	}()
+	eventually(t, letter.held.Load, "a letter is on its way")
+	hangUp()
+	began := time.Now()
+	require.ErrorIs(t, <-ended, queue.ErrUnavailable)
+	require.Less(t, time.Since(began), 5*time.Second+slack, "only missed heartbeats have ended it")
+}
+
+// A policy may bound a queue, which then refuses what comes.
+func TestAQueueIsFull(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	db := contracttest.MongoDB(t)
+	bound := func(t *testing.T, name, policy string) {
+		pattern := "^" + strings.ReplaceAll(name, ".", "\\.") + "$"
+		require.NoError(t, n.Ctl(t.Context(), "set_policy", t.Name(), pattern, policy, "--apply-to", "queues"))
+	}
+
+	t.Run("of messages: no event is answered with 202 that is not in it", func(t *testing.T) {
+		app := startApp(t, n.queue, noDatabase())
+		app.sendUntilAccepted(t, "first")
+		bound(t, n.queue.Queue, `{"max-length":10}`)
+		accepted := map[string]bool{}
+		eventually(t, func() bool { // RabbitMQ takes some more than the limit
+			a, err := app.send(t.Context(), "", "name", "content")
+			require.NoError(t, err)
+			if a.status == http.StatusAccepted {
+				accepted[a.id] = true
+				return false
+			}
+			require.Equal(t, http.StatusServiceUnavailable, a.status)
+			require.Contains(t, a.detail, "was not accepted")
+			return true
+		}, "one is refused")
+		found := drain(t, n.queue)
+		for id := range accepted {
+			require.Contains(t, found, id)
+		}
+		app.sendUntilAccepted(t, "after")
+	})
+
+	t.Run("of dead letters: a message and a letter stay where they are", func(t *testing.T) {
+		q := n.queue
+		q.Queue = "other"
+		app := startApp(t, q, db)
+		app.eventually(t, "/readyz", http.StatusOK)
+		dead := 5 // a look takes one, and without it the queue must be full, too
+		publishTo(t, q, q.DeadQueue(), slices.Repeat([]amqp.Publishing{event("dead")}, dead)...)
+		bound(t, q.DeadQueue(), `{"max-length":1,"overflow":"reject-publish"}`)
+		ch := contracttest.Channel(t, q)
+		require.NoError(t, ch.Confirm(false))
+		eventually(t, func() bool {
+			confirmation, err := ch.PublishWithDeferredConfirm("", q.DeadQueue(), true, false, event("dead"))
+			require.NoError(t, err)
+			if confirmation.Wait() {
+				dead++
+				return false
+			}
+			return true
+		}, "it is full")
+		publish(t, q, amqp.Publishing{MessageId: "odd", Body: []byte("not JSON")})
+		j := startJob(t, "job", q, db)
+		require.Equal(t, 1, j.exit(t))
+		require.Contains(t, j.Tail(1), "did not confirm")
+		requireQueues(t, q, 1, dead)
+		require.Equal(t, http.StatusServiceUnavailable, app.answers("/dead-letters"))
+		requireQueues(t, q, 1, dead)
+	})
 }
 
 // noDatabase is where no database is, for tests that need none.

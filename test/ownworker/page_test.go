@@ -128,11 +128,14 @@ func (r *reader) check(t *testing.T, b block) {
 			Body, Reason string
 			Attempts     int
 		}
-		require.NoError(t, r.get("/dead-letters", &dead))
 		found := map[string]int{}
-		for _, d := range dead {
-			found[d.Reason] = d.Attempts
-		}
+		require.Eventually(t, func() bool { // a record says that it failed a moment before its message is there
+			err := r.get("/dead-letters", &dead)
+			for _, d := range dead {
+				found[d.Reason] = d.Attempts
+			}
+			return err == nil && len(found) == 3
+		}, patience, time.Second)
 		require.Equal(t, map[string]int{"the dictionary is not available": 5, "not a text": 1, "work panicked: no such word": 5}, found)
 	case b.language == "sh" && strings.Contains(b.text, "send.py"):
 		var all []struct{ ID, Name, Status string }

@@ -36,7 +36,7 @@ func eventually(f func() bool) bool {
 const detail = `document.querySelector("#detail").textContent`
 
 func TestFiveEvents(t *testing.T) {
-	s := startSystem(t, 8*time.Second)
+	s := startSystem(t, 30*time.Second)
 	wide := openTab(t, s.url, 1280, 1000, "light")
 	narrow := openTab(t, s.url, 390, 844, "dark")
 	wide.becomes(detail, "Nothing here: send some events.")
@@ -89,7 +89,7 @@ func TestSevenTabs(t *testing.T) {
 }
 
 func TestAJobThatIsKilled(t *testing.T) {
-	s := startSystem(t, 6*time.Second)
+	s := startSystem(t, 15*time.Second)
 	p := openTab(t, s.url, 1280, 900, "light")
 	p.click("#send-one")
 	p.becomes(detail, "1 message: 0 waiting, 1 in work, 0 retrying, 0 done, 0 failed.")

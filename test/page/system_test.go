@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"keda-p2/services/contract/config"
+	"keda-p2/services/contract/contracttest"
 	"keda-p2/services/contract/queue"
 	"keda-p2/services/sandbox/freeport"
 	"keda-p2/services/sandbox/infra"
@@ -85,6 +86,7 @@ func startSystem(t *testing.T, work time.Duration) *system {
 	maps.Copy(s.env, servers)
 	s.env["HTTP_ADDR"] = fmt.Sprintf("127.0.0.1:%d", port)
 	s.env["ADMIN_ADDR"] = "127.0.0.1:0"
+	s.env["CONFIRM_TIMEOUT"] = "1m" // this machine may be busy
 	s.url = "http://" + s.env["HTTP_ADDR"]
 	s.startApp(t)
 	t.Cleanup(func() { s.app.Stop(grace) })
@@ -142,11 +144,7 @@ func (s *system) bury(t *testing.T, id, body string) {
 
 func (s *system) publish(t *testing.T, queueName string, messages ...amqp.Publishing) {
 	t.Helper()
-	conn, err := queue.Dial(t.Context(), s.queue, t.Name())
-	require.NoError(t, err)
-	defer conn.Close()
-	ch, err := conn.Channel()
-	require.NoError(t, err)
+	ch := contracttest.Channel(t, s.queue)
 	require.NoError(t, ch.Confirm(false))
 	for _, m := range messages {
 		confirm, err := ch.PublishWithDeferredConfirm("", queueName, true, false, m)

@@ -19,11 +19,12 @@ type burst struct {
 	events int
 }
 
-// loads are those of the documentation's tables.
+// loads are those of the documentation's tables, and "waves" of the end-to-end tests.
 var loads = []load{
 	{name: "five", work: 20 * time.Second, bursts: []burst{{0, 5}}},
 	{name: "bursts", work: 20 * time.Second, bursts: []burst{{0, 5}, {8 * time.Second, 5}, {16 * time.Second, 5}}},
 	{name: "thirty", work: 20 * time.Second, bursts: []burst{{0, 30}}},
+	{name: "waves", work: 30 * time.Second, bursts: []burst{{0, 20}}},
 	{name: "slow", work: 20 * time.Second, bursts: []burst{{0, 5}}, claimDelay: 12 * time.Second},
 	{name: "slow-bursts", work: 20 * time.Second, bursts: []burst{{0, 5}, {8 * time.Second, 5}, {16 * time.Second, 5}}, claimDelay: 12 * time.Second},
 	{name: "hundred", work: time.Second, bursts: []burst{{0, 100}}},
