@@ -10,7 +10,7 @@ given_repo=${REPO:-} given_login=${LOGIN:-} given_password=${PASSWORD:-} given_v
 
 # ------------------------------------------------------------------------------
 # Edit these lines, or better write them into a file named registry.env beside this
-# one: git tracks these, so "git commit -a" would publish them, and ignores that.
+# one: git tracks this file, so "git commit -a" would publish them; it ignores registry.env.
 # Keep the quotes: a ' inside them is written '\''
 REPO='<REPO>'         # the registry, e.g. my-registry.cr.cloud.ru or docker.io/me
 LOGIN='<LOGIN>'       # the Key ID of your account, or the registry's user name

@@ -5,7 +5,8 @@
 #   NAMESPACE=default deploy/tls/certificates.sh | kubectl apply -f -
 #
 # NAMESPACE is the one that the servers run in: KEDA asks for rabbitmq.NAMESPACE.svc.
-# They are valid for a year. Run it again before that, and restart the servers. The
+# They are valid for a year. Run it again before that, apply, and restart
+# MongoDB; RabbitMQ reads them again by itself. The
 # authority, valid for ten years, is kept in deploy/tls/authority, which git ignores:
 # whoever has its key can pass for the servers. Without it, the next run makes a new
 # one, and complex-app is to be restarted, too.
