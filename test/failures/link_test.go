@@ -39,6 +39,7 @@ const (
 	delivering    = "\x00\x3c\x00\x47" // RabbitMQ's answer to a claim
 	showing       = "\x00\x3c\x00\x3c" // a dead letter
 	confirming    = "\x00\x55\x00\x0b" // RabbitMQ's answer before the declaration of the queues
+	heartbeat     = "\x08\x00\x00\x00\x00\x00\x00\xce"
 )
 
 const holdType = "hold"
@@ -55,6 +56,8 @@ type hold struct {
 	// Otherwise the receiver learns at once that the sender has died, and what
 	// was kept is lost.
 	Deaf bool
+	// Alive lets RabbitMQ's heartbeats through.
+	Alive bool
 	// Full does not even read, so that the sender's buffers fill up.
 	Full bool
 
@@ -90,6 +93,8 @@ func (h *hold) Pipe(stub *toxics.ToxicStub) {
 					stub.Close()
 					return
 				}
+			case h.Alive && string(chunk.Data) == heartbeat:
+				pass(stub, chunk)
 			case k.chunks != nil, bytes.Contains(chunk.Data, []byte(h.Match)) && (h.held.CompareAndSwap(false, true) || !h.Once):
 				k.chunks = append(k.chunks, chunk)
 			default:
