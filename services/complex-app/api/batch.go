@@ -83,7 +83,7 @@ func (a *api) handleSendBatch(w http.ResponseWriter, r *http.Request) error {
 		p := problem{Status: newProblem(failed).Status, Detail: "RabbitMQ is not available and did not confirm all events" + sendAgain, Batch: &b}
 		return fmt.Errorf("%w: %w", p, failed)
 	case b.Refused > 0:
-		return problem{Status: http.StatusUnprocessableEntity, Detail: "some lines are invalid and were refused, the others were accepted" + sendAgain, Batch: &b}
+		return problem{Status: http.StatusUnprocessableEntity, Detail: "some lines are invalid and were refused, the others were accepted; correct them where they are" + sendAgain, Batch: &b}
 	}
 	return writeJSON(w, http.StatusAccepted, jsonType, b)
 }
