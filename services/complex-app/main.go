@@ -55,8 +55,8 @@ func main() {
 // the process at once; then it starts what runs beside the requests; then it serves.
 // No server has to be there yet: the service is not ready until they are.
 //
-// To do without the metrics and traces of requests, or without the page, delete their
-// folder and the lines that are marked as optional.
+// To do without the metrics and traces of requests, or without the page, delete the
+// folder observe or page, and the lines that are marked "optional:" with its name.
 func run(ctx context.Context, s settings, log *slog.Logger) error {
 	traces := telemetry.StartTraces(ctx, "complex-app", version, log)
 	store, err := records.Open(s.MongoDB, "complex-app")

@@ -225,4 +225,9 @@ func (c cluster) requireJobs(t *testing.T, want jobs) {
 		found, err := c.jobs(t.Context())
 		return err == nil && found != want
 	}, 15*tutorial.PollingInterval, time.Second, "there was another Job")
+	tutorial.Eventually(t, time.Minute, func(collect *assert.CollectT) { // however often kubectl has failed
+		found, err := c.jobs(t.Context())
+		require.NoError(collect, err)
+		require.Equal(collect, want, found)
+	})
 }

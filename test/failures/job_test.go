@@ -183,7 +183,7 @@ func TestRabbitMQDoesNotAnswerADeclaration(t *testing.T) {
 	linked, l := brokerLink(t, q)
 	publish(t, q, event("id-1"))
 	l.hold(t, down, confirming)
-	first := startJob(t, "first", linked, db, "RETRY_TIMEOUT=8s")
+	first := startJob(t, "first", linked, db, "RETRY_TIMEOUT=30s")
 	require.Equal(t, 1, first.exit(t))
 	require.Contains(t, first.Tail(1), "no answer within 5s") // else missed heartbeats would end it
 	require.Zero(t, startJob(t, "second", q, db).exit(t))

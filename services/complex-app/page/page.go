@@ -1,7 +1,7 @@
 // Package page is complex-app's page: GET / and its files, GET /events with what has
 // changed, GET /status with the numbers. All of it is in this folder, and only main
 // imports it. To do without a page, delete the folder and main's lines that are marked
-// as optional.
+// "optional: page".
 //
 // Run polls the servers once a second and keeps what it finds in the state. The
 // handlers answer from the state alone, so a hundred open pages cost no more queries

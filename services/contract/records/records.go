@@ -75,7 +75,7 @@ func (c Config) Validate() error {
 }
 
 // srvOptions are those that only mongodb+srv may have.
-var srvOptions = regexp.MustCompile(`(?i)\bsrv(MaxHosts=\d+|ServiceName=[^&]+)(&|$)`)
+var srvOptions = regexp.MustCompile(`(?i)\bsrv(MaxHosts=\d+|ServiceName=[^&;]+)([&;]|$)`)
 
 // validateURI does not ask the DNS, which may not answer yet, as the driver does for
 // mongodb+srv. The driver's errors quote the string, which may have a password anywhere

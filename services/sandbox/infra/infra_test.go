@@ -39,14 +39,21 @@ func startRabbitMQ(t *testing.T) (*infra.RabbitMQ, string) {
 	return r, dir
 }
 
-func channel(t *testing.T, r *infra.RabbitMQ, password string) (*amqp.Channel, error) {
+func channel(t *testing.T, r *infra.RabbitMQ, password string) (ch *amqp.Channel, err error) {
+	t.Helper()
+	for range 6 { // on a busy machine a login takes seconds, and a refusal three more
+		if ch, err = login(t, r, password); !errors.Is(err, context.DeadlineExceeded) {
+			break
+		}
+	}
+	return ch, err
+}
+
+func login(t *testing.T, r *infra.RabbitMQ, password string) (*amqp.Channel, error) {
 	t.Helper()
 	conn, err := queue.Dial(t.Context(), queue.Config{
 		Server: config.Server{Host: r.Host, User: user, Password: password}, Port: config.Port(r.Port), VHost: "/",
 	}, t.Name())
-	if errors.Is(err, context.DeadlineExceeded) { // on a busy machine a login takes seconds, and a refusal three more
-		return channel(t, r, password)
-	}
 	if err != nil {
 		return nil, err
 	}
