@@ -1,6 +1,6 @@
 // Package observe adds metrics and traces to the API, the publisher and the records,
 // which know nothing of it. Only main imports it: to do without, delete this folder and
-// main's lines that are marked as optional.
+// main's lines that are marked "optional: observe".
 package observe
 
 import (
